@@ -1,0 +1,321 @@
+//! Schedules: how long to wait before each retry.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+/// A schedule of delays, made anew for each request that has to be retried.
+///
+/// An item is the wait before one retry; where the iterator ends, so do the retries. The wait that
+/// a server asks for comes on top. A closure that returns such an iterator is a schedule too, so
+/// those of the crate `backon` fit as they are:
+///
+/// ```
+/// use backon::{BackoffBuilder, FibonacciBuilder};
+/// use std::time::Duration;
+/// use tower_http_retry::{Backoff, RetryPolicy};
+///
+/// let fibonacci = || FibonacciBuilder::default().with_jitter().build();
+/// let constant = || std::iter::repeat(Duration::from_millis(50));
+/// let policy = RetryPolicy::new().backoff(fibonacci).backoff(constant);
+/// assert_eq!(constant.delays().next(), Some(Duration::from_millis(50)));
+/// ```
+pub trait Backoff {
+    /// A fresh sequence of delays for one request.
+    fn delays(&self) -> impl Iterator<Item = Duration> + Send + 'static;
+}
+
+impl<F, I> Backoff for F
+where
+    F: Fn() -> I,
+    I: Iterator<Item = Duration> + Send + 'static,
+{
+    fn delays(&self) -> impl Iterator<Item = Duration> + Send + 'static {
+        self()
+    }
+}
+
+/// Exponential backoff with full jitter: before retry `n` (0, 1, 2 …) a delay drawn evenly from
+/// `0 ..= min(cap, base · 2ⁿ)`.
+///
+/// The default is a base of 100 ms and a cap of 10 s. Jitter comes inside the cap, so that no delay
+/// is ever above it. Full jitter needed the fewest calls of the variants compared in
+/// [Exponential Backoff And Jitter](https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)
+/// (AWS, 2015). Each request draws numbers of its own. Any base and cap will do: a base of zero
+/// never waits, and a base above the cap draws from `0 ..= cap` at once.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_http_retry::{Backoff, ExponentialBackoff};
+///
+/// let schedule = ExponentialBackoff::new(Duration::from_millis(20), Duration::from_secs(1));
+/// assert!(schedule.delays().take(100).all(|delay| delay <= Duration::from_secs(1)));
+/// ```
+#[derive(Clone)]
+pub struct ExponentialBackoff {
+    base: Duration,
+    cap: Duration,
+    seed: Option<Seed>,
+}
+
+impl ExponentialBackoff {
+    /// A schedule that starts below `base` and never exceeds `cap`.
+    pub fn new(base: Duration, cap: Duration) -> Self {
+        Self {
+            base,
+            cap,
+            seed: None,
+        }
+    }
+
+    /// Makes the delays the same in each run: the first request to be retried gets the first
+    /// sequence of this seed, the next one the second, and so on, counted over all clones.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(Seed {
+            seed,
+            requests: Arc::default(),
+        });
+        self
+    }
+
+    /// The largest delay before retry `n`.
+    fn ceiling(&self, n: u32) -> Duration {
+        // 1 << n as far as a u32 holds it: any base above zero has reached any cap by then, or it
+        // is doubled further below.
+        let mut ceiling = self.base;
+        let mut doublings = n;
+        while doublings > 0 && ceiling < self.cap && !ceiling.is_zero() {
+            let step = doublings.min(31);
+            ceiling = ceiling.saturating_mul(1 << step);
+            doublings -= step;
+        }
+        ceiling.min(self.cap)
+    }
+}
+
+impl Default for ExponentialBackoff {
+    fn default() -> Self {
+        Self::new(Duration::from_millis(100), Duration::from_secs(10))
+    }
+}
+
+impl fmt::Debug for ExponentialBackoff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExponentialBackoff")
+            .field("base", &self.base)
+            .field("cap", &self.cap)
+            .field("seed", &self.seed.as_ref().map(|seed| seed.seed))
+            .finish()
+    }
+}
+
+impl Backoff for ExponentialBackoff {
+    fn delays(&self) -> impl Iterator<Item = Duration> + Send + 'static {
+        let schedule = self.clone();
+        let mut rng = match &self.seed {
+            Some(seed) => seed.next(),
+            None => fastrand::Rng::new(),
+        };
+        let mut retry = 0_u32;
+        std::iter::from_fn(move || {
+            let ceiling = schedule.ceiling(retry);
+            retry = retry.saturating_add(1);
+            Some(up_to(ceiling, &mut rng))
+        })
+    }
+}
+
+#[derive(Clone)]
+struct Seed {
+    seed: u64,
+    requests: Arc<AtomicU64>,
+}
+
+impl Seed {
+    fn next(&self) -> fastrand::Rng {
+        let request = self.requests.fetch_add(1, Ordering::Relaxed);
+        // Neighbouring seeds of the generator start alike; one draw apart they do not.
+        let mut spread = fastrand::Rng::with_seed(self.seed ^ request.rotate_left(32));
+        fastrand::Rng::with_seed(spread.u64(..))
+    }
+}
+
+fn up_to(ceiling: Duration, rng: &mut fastrand::Rng) -> Duration {
+    const NANOS_PER_SEC: u128 = 1_000_000_000;
+    let nanos = rng.u128(0..=ceiling.as_nanos());
+    // Both fit: the draw is no larger than a `Duration`.
+    Duration::new(
+        (nanos / NANOS_PER_SEC) as u64,
+        (nanos % NANOS_PER_SEC) as u32,
+    )
+}
+
+/// The exponential schedule of the crate `backoff`, cloned and reset for each request.
+///
+/// Its `max_elapsed_time` runs on the system's clock, not on tokio's, from the first retry.
+#[cfg(feature = "backoff")]
+#[cfg_attr(docsrs, doc(cfg(feature = "backoff")))]
+impl<C> Backoff for ::backoff::exponential::ExponentialBackoff<C>
+where
+    C: ::backoff::Clock + Clone + Send + 'static,
+{
+    fn delays(&self) -> impl Iterator<Item = Duration> + Send + 'static {
+        use ::backoff::backoff::Backoff as _;
+
+        let mut schedule = self.clone();
+        schedule.reset();
+        std::iter::from_fn(move || schedule.next_backoff())
+    }
+}
+
+/// Any schedule of the crate `backoff`, from a closure that makes one for each request.
+///
+/// A factory, because not all of that crate's schedules are `Clone`.
+///
+/// ```
+/// use ::backoff::backoff::Constant;
+/// use std::time::Duration;
+/// use tower_http_retry::{Backoff, backoff::from_factory};
+///
+/// let schedule = from_factory(|| Constant::new(Duration::from_millis(5)));
+/// assert_eq!(schedule.delays().nth(7), Some(Duration::from_millis(5)));
+/// ```
+#[cfg(feature = "backoff")]
+#[cfg_attr(docsrs, doc(cfg(feature = "backoff")))]
+pub fn from_factory<F, S>(make: F) -> impl Backoff + Send + Sync + 'static
+where
+    F: Fn() -> S + Send + Sync + 'static,
+    S: ::backoff::backoff::Backoff + Send + 'static,
+{
+    move || {
+        let mut schedule = make();
+        std::iter::from_fn(move || schedule.next_backoff())
+    }
+}
+
+/// The delays of one request, whatever the schedule.
+pub(crate) type Delays = Box<dyn Iterator<Item = Duration> + Send>;
+
+/// A [`Backoff`] behind a pointer: asked only when there is something to retry.
+pub(crate) trait DynBackoff: Send + Sync {
+    fn delays(&self) -> Delays;
+}
+
+impl<T: Backoff + Send + Sync> DynBackoff for T {
+    fn delays(&self) -> Delays {
+        Box::new(Backoff::delays(self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn the_ceiling_doubles_up_to_the_cap_and_never_overflows() {
+        let default = ExponentialBackoff::default();
+        let ceilings: Vec<_> = (0..9).map(|n| default.ceiling(n).as_millis()).collect();
+        assert_eq!(
+            ceilings,
+            [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]
+        );
+        for n in [31, 32, 33, 64, 1000, 4_000_000_000, u32::MAX] {
+            assert_eq!(default.ceiling(n), Duration::from_secs(10), "retry {n}");
+            let unbounded = ExponentialBackoff::new(MS, Duration::MAX);
+            assert!(
+                unbounded.ceiling(n) >= MS.saturating_mul(1 << 31),
+                "retry {n}"
+            );
+        }
+        let nanos = ExponentialBackoff::new(Duration::from_nanos(1), Duration::from_secs(3600));
+        assert_eq!(nanos.ceiling(40), Duration::from_nanos(1 << 40));
+        assert_eq!(nanos.ceiling(4_000_000_000), Duration::from_secs(3600));
+        let never = ExponentialBackoff::new(Duration::ZERO, Duration::MAX);
+        assert_eq!(never.ceiling(4_000_000_000), Duration::ZERO);
+    }
+
+    #[test]
+    fn no_two_requests_share_their_delays_whether_seeded_or_not() {
+        for schedule in [
+            ExponentialBackoff::default(),
+            ExponentialBackoff::default().seed(7),
+        ] {
+            let first: Vec<_> = schedule.delays().take(8).collect();
+            let second: Vec<_> = schedule.clone().delays().take(8).collect();
+            assert_ne!(first, second);
+        }
+    }
+
+    #[test]
+    fn a_seed_repeats_the_run() {
+        let run = |seed| {
+            let schedule = ExponentialBackoff::default().seed(seed);
+            let requests = (0..4).flat_map(|_| schedule.delays().take(5));
+            requests.collect::<Vec<_>>()
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+    }
+
+    #[cfg(feature = "backoff")]
+    #[test]
+    fn schedules_of_the_backoff_crate_start_afresh_for_each_request() {
+        let exponential = ::backoff::ExponentialBackoff {
+            randomization_factor: 0.0,
+            ..Default::default()
+        };
+        for _ in 0..2 {
+            let delays: Vec<_> = exponential.delays().take(2).collect();
+            assert_eq!(delays, [500 * MS, 750 * MS]);
+        }
+        let stop = from_factory(|| ::backoff::backoff::Stop {});
+        assert_eq!(stop.delays().next(), None);
+    }
+
+    #[test]
+    fn schedules_of_backon_are_schedules() {
+        use backon::{BackoffBuilder, ConstantBuilder};
+
+        let schedule = || ConstantBuilder::default().with_max_times(2).build();
+        assert_eq!(schedule.delays().count(), 2);
+        assert_eq!(schedule.delays().count(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn a_delay_stays_within_its_ceiling_and_is_spread_below_it(
+            base in prop_oneof![
+                0u64..1000,
+                (1u64..20).prop_map(|s| s * 1_000_000_000),
+                any::<u64>(),
+            ],
+            cap in any::<u64>(),
+            seed: u64,
+        ) {
+            let (base, cap) = (Duration::from_nanos(base), Duration::from_nanos(cap));
+            let schedule = ExponentialBackoff::new(base, cap).seed(seed);
+            for (n, delay) in (0..).zip(schedule.delays().take(40)) {
+                prop_assert!(delay <= schedule.ceiling(n) && delay <= cap);
+            }
+        }
+
+        #[test]
+        fn whole_second_bases_are_jittered_too(seconds in 1u64..5, seed: u64) {
+            let base = Duration::from_secs(seconds);
+            let schedule = ExponentialBackoff::new(base, Duration::from_secs(60)).seed(seed);
+            let firsts: Vec<_> = (0..64).filter_map(|_| schedule.delays().next()).collect();
+            prop_assert!(firsts.iter().any(|delay| *delay < base / 2));
+            prop_assert!(firsts.iter().any(|delay| *delay > base / 2));
+            prop_assert!(firsts.iter().any(|delay| delay.subsec_nanos() != 0));
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The bodies on either side of the layer: the request's, which can be sent again, and the
+//! response's, which can be looked into and handed on whole.
+
+mod replay;
+
+mod peek;
+mod response;
+
+pub use replay::{ReplayBody, Superseded};
+pub use response::ResponseBody;
+
+pub(crate) use peek::Peek;
+pub(crate) use replay::Upload;

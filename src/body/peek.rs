@@ -1,0 +1,114 @@
+//! Reads the start of a failed response's body so that nothing of it is lost.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use http::HeaderMap;
+use http_body::{Body, SizeHint};
+
+/// A response body of which the start has been read.
+///
+/// First [`poll_keep`](Self::poll_keep), then either [`poll_discard`](Self::poll_discard) or
+/// [`ResponseBody::from`](super::ResponseBody), which puts what was read in front of the rest.
+pub(crate) struct Peek<R: Body> {
+    pub(super) kept: Vec<u8>,
+    /// The part beyond the limit of the frame that reached it.
+    pub(super) beyond: Bytes,
+    pub(super) rest: Rest<R>,
+}
+
+/// What follows the bytes that have been read.
+pub(super) enum Rest<R: Body> {
+    Unread(Pin<Box<R>>),
+    Trailers(HeaderMap),
+    Failed(R::Error, SizeHint),
+    Ended,
+}
+
+impl<R: Body> Peek<R> {
+    pub(crate) fn new(body: R) -> Self {
+        Self {
+            kept: Vec::new(),
+            beyond: Bytes::new(),
+            rest: match body.is_end_stream() {
+                true => Rest::Ended,
+                false => Rest::Unread(Box::pin(body)),
+            },
+        }
+    }
+
+    /// What has been kept.
+    pub(crate) fn kept(&self) -> &[u8] {
+        &self.kept
+    }
+
+    /// Reads until `limit` bytes are kept, the body has ended, or `patience` is at its end.
+    ///
+    /// `patience` bounds what costs no bytes: frames without data.
+    pub(crate) fn poll_keep(
+        &mut self,
+        cx: &mut Context<'_>,
+        limit: usize,
+        patience: &mut usize,
+    ) -> Poll<()> {
+        while self.kept.len() < limit && *patience > 0 {
+            let Some(mut data) = ready!(self.poll_data(cx)) else {
+                break;
+            };
+            let room = limit.saturating_sub(self.kept.len());
+            let fits = data.split_to(room.min(data.len()));
+            if fits.is_empty() {
+                *patience -= 1;
+            }
+            self.kept.extend_from_slice(&fits);
+            self.beyond = data;
+        }
+        Poll::Ready(())
+    }
+
+    /// Reads and drops until the body has ended or the `budget`, in bytes, is used up.
+    pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> Poll<()> {
+        *budget = budget.saturating_sub(self.beyond.len());
+        self.beyond = Bytes::new();
+        while *budget > 0 {
+            let Some(data) = ready!(self.poll_data(cx)) else {
+                break;
+            };
+            // A frame without data costs too, or a stream of them would never end.
+            *budget = budget.saturating_sub(data.len().max(1));
+        }
+        Poll::Ready(())
+    }
+
+    /// The next data; `None` where there is no more, for whatever reason.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let Rest::Unread(body) = &mut self.rest else {
+            return Poll::Ready(None);
+        };
+        let frame = match ready!(body.as_mut().poll_frame(cx)) {
+            None => {
+                self.rest = Rest::Ended;
+                return Poll::Ready(None);
+            }
+            Some(Err(error)) => {
+                let hint = body.size_hint();
+                self.rest = Rest::Failed(error, hint);
+                return Poll::Ready(None);
+            }
+            Some(Ok(frame)) => frame,
+        };
+        Poll::Ready(match frame.into_data() {
+            Ok(mut data) => Some(data.copy_to_bytes(data.remaining())),
+            Err(frame) => match frame.into_trailers() {
+                Ok(trailers) => {
+                    self.rest = Rest::Trailers(trailers);
+                    None
+                }
+                Err(_unknown) => Some(Bytes::new()),
+            },
+        })
+    }
+}

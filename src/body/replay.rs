@@ -1,0 +1,410 @@
+//! The request body: streamed by the first attempt while it is kept, sent again from what was kept.
+//!
+//! All bodies made for one request share its source. At each moment one of them, that of the latest
+//! attempt, may read on; the others have been superseded and end with an error.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard},
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Buf, Bytes};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use tower::BoxError;
+
+/// The request body that the inner service sees.
+///
+/// It yields what the caller's body `B` yields, with `Data = Bytes` (no copy where `B`'s data is
+/// [`Bytes`] already) and `Error = BoxError` (the caller's error is inside). The first attempt
+/// streams from the source; what passes is kept, up to
+/// [`replay_limit`](crate::RetryPolicy::replay_limit) bytes, and a later attempt gets what was kept
+/// and then the rest of the source: the same bytes and trailers. Its `size_hint` is exact as soon as
+/// the source has ended. There is one exception: a body that has trailers and whose length was not
+/// known at first stays of unknown length, since HTTP/1.1 carries trailers only behind a chunked
+/// body.
+///
+/// An attempt that still sends while the next one starts ends with the error [`Superseded`], never
+/// with a clean end, which a server would take for a complete upload. While a failed response is
+/// being read it is paused. An empty body costs nothing.
+///
+/// `B` has to be neither `Clone` nor `Unpin`. [`Default`] is the empty body.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::Full;
+/// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+/// use tower_http_retry::ReplayBody;
+///
+/// # #[tokio::main] async fn main() {
+/// // Where a type has to be written out, this is the body that the client under the layer sends.
+/// let client: Client<_, ReplayBody<Full<Bytes>>> =
+///     Client::builder(TokioExecutor::new()).build_http();
+/// # }
+/// ```
+pub struct ReplayBody<B> {
+    source: Option<Arc<Mutex<Shared<B>>>>,
+    turn: u32,
+    /// How many of the kept frames this attempt has sent.
+    next: usize,
+    /// How many bytes this attempt has sent.
+    sent: u64,
+    trailers_sent: bool,
+}
+
+/// The error that a request body ends with when another attempt has taken its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Superseded;
+
+impl fmt::Display for Superseded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the request was given up, or is being sent by another attempt")
+    }
+}
+
+impl std::error::Error for Superseded {}
+
+impl<B> ReplayBody<B> {
+    fn empty() -> Self {
+        Self::of_turn(None, 0)
+    }
+
+    fn of_turn(source: Option<Arc<Mutex<Shared<B>>>>, turn: u32) -> Self {
+        Self {
+            source,
+            turn,
+            next: 0,
+            sent: 0,
+            trailers_sent: false,
+        }
+    }
+}
+
+impl<B> Default for ReplayBody<B> {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl<B> fmt::Debug for ReplayBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplayBody")
+            .field("empty", &self.source.is_none())
+            .field("sent", &self.sent)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B> Body for ReplayBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let Some(source) = &this.source else {
+            return Poll::Ready(None);
+        };
+        let mut shared = lock(source);
+        if shared.turn != this.turn || shared.failed {
+            return Poll::Ready(Some(Err(Superseded.into())));
+        }
+        if let Some(data) = shared.replay(&mut this.next) {
+            this.sent += data.len() as u64;
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        if let Some(trailers) = &shared.trailers {
+            if this.trailers_sent {
+                return Poll::Ready(None);
+            }
+            this.trailers_sent = true;
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))));
+        }
+        match shared.poll_source(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.next = shared.kept.len();
+                this.sent = shared.pulled;
+                this.trailers_sent = frame.is_trailers();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            other => other,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let Some(source) = &self.source else {
+            return true;
+        };
+        let shared = lock(source);
+        shared.turn == self.turn
+            && !shared.failed
+            && self.sent == shared.pulled
+            && (self.trailers_sent || shared.trailers.is_none())
+            && shared.body.as_ref().is_none_or(|body| body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let Some(source) = &self.source else {
+            return SizeHint::with_exact(0);
+        };
+        let shared = lock(source);
+        if shared.turn != self.turn || shared.failed {
+            return SizeHint::default();
+        }
+        let kept = shared.pulled.saturating_sub(self.sent);
+        let mut hint = SizeHint::new();
+        match &shared.body {
+            Some(body) => {
+                let rest = body.size_hint();
+                hint.set_lower(kept.saturating_add(rest.lower()));
+                if let Some(upper) = rest.upper().and_then(|upper| kept.checked_add(upper)) {
+                    hint.set_upper(upper);
+                }
+            }
+            None if shared.trailers.is_some() && !shared.length_known => hint.set_lower(kept),
+            None => hint.set_exact(kept),
+        }
+        hint
+    }
+}
+
+/// The layer's end of a request body, from which the body of each attempt is made.
+///
+/// Dropped between two attempts, it ends an upload that is still under way.
+pub(crate) struct Upload<B> {
+    source: Option<Arc<Mutex<Shared<B>>>>,
+}
+
+impl<B: Body> Upload<B> {
+    /// Shares `body`, of which up to `limit` bytes are kept, with the first attempt.
+    pub(crate) fn new(body: B, limit: usize) -> (Self, ReplayBody<B>) {
+        if body.is_end_stream() {
+            return (Self { source: None }, ReplayBody::empty());
+        }
+        let hint = body.size_hint();
+        let source = Arc::new(Mutex::new(Shared {
+            length_known: hint.exact().is_some(),
+            // What is known to be too large is not kept at all.
+            limit: match usize::try_from(hint.lower()) {
+                Ok(lower) if lower <= limit => limit,
+                _ => 0,
+            },
+            body: Some(Box::pin(body)),
+            failed: false,
+            kept: VecDeque::new(),
+            trailers: None,
+            pulled: 0,
+            incomplete: false,
+            turn: 0,
+            paused: false,
+            waker: None,
+        }));
+        let first = ReplayBody::of_turn(Some(source.clone()), 0);
+        let source = Some(source);
+        (Self { source }, first)
+    }
+}
+
+impl<B> Upload<B> {
+    /// Pauses the attempt under way; true where all of the body can be sent again.
+    ///
+    /// Paused, it cannot outgrow the limit between the decision to retry and the retry.
+    pub(crate) fn pause(&self) -> bool {
+        let Some(source) = &self.source else {
+            return true;
+        };
+        let mut shared = lock(source);
+        shared.paused = true;
+        !shared.incomplete && !shared.failed
+    }
+
+    /// Lets the attempt under way go on, as the last one: nothing is kept from now on.
+    pub(crate) fn release(&self) {
+        let Some(source) = &self.source else { return };
+        let mut shared = lock(source);
+        shared.paused = false;
+        shared.incomplete = true;
+        let waker = shared.waker.take();
+        drop(shared);
+        wake(waker);
+    }
+
+    /// Ends the attempt under way with an error, wherever it is.
+    pub(crate) fn supersede(&self) {
+        let Some(source) = &self.source else { return };
+        let mut shared = lock(source);
+        shared.turn = shared.turn.wrapping_add(1);
+        shared.paused = false;
+        let waker = shared.waker.take();
+        drop(shared);
+        wake(waker);
+    }
+
+    /// The body of the next attempt, after [`supersede`](Self::supersede).
+    pub(crate) fn again(&self) -> ReplayBody<B> {
+        let turn = self.source.as_ref().map_or(0, |source| lock(source).turn);
+        ReplayBody::of_turn(self.source.clone(), turn)
+    }
+
+    /// Whether the caller's own body raised an error.
+    pub(crate) fn failed(&self) -> bool {
+        self.source.as_ref().is_some_and(|it| lock(it).failed)
+    }
+}
+
+impl<B> Drop for Upload<B> {
+    fn drop(&mut self) {
+        let between_attempts = self.source.as_ref().is_some_and(|it| lock(it).paused);
+        if between_attempts {
+            self.supersede();
+        }
+    }
+}
+
+/// What the attempts of one request share.
+struct Shared<B> {
+    /// The caller's body; `None` once it has ended or failed.
+    body: Option<Pin<Box<B>>>,
+    /// The caller's body raised an error (or panicked).
+    failed: bool,
+    /// Data in order; where `incomplete`, what is still to be sent of it.
+    kept: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    /// How many bytes have come from the source.
+    pulled: u64,
+    limit: usize,
+    length_known: bool,
+    /// Something that came from the source is not kept, or no longer.
+    incomplete: bool,
+    /// The attempt that may read.
+    turn: u32,
+    paused: bool,
+    /// The task of the attempt that found nothing to send.
+    waker: Option<Waker>,
+}
+
+impl<B> Shared<B> {
+    /// The kept frame that the attempt has to send `next`.
+    fn replay(&mut self, next: &mut usize) -> Option<Bytes> {
+        if self.incomplete {
+            // Nobody needs what has been sent.
+            self.kept.drain(..(*next).min(self.kept.len()));
+            *next = 0;
+            return self.kept.pop_front();
+        }
+        let data = self.kept.get(*next)?.clone();
+        *next += 1;
+        Some(data)
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        let fits = u64::try_from(self.limit).is_ok_and(|limit| self.pulled <= limit);
+        if !self.incomplete && fits {
+            if !data.is_empty() {
+                self.kept.push_back(data.clone());
+            }
+        } else {
+            self.incomplete = true;
+            self.kept = VecDeque::new();
+        }
+    }
+
+    fn park(&mut self, cx: &Context<'_>) {
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => self.waker = Some(cx.waker().clone()),
+        }
+    }
+}
+
+impl<B> Shared<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    /// Reads on; what comes is kept as far as it may be.
+    fn poll_source(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        loop {
+            let Some(body) = &mut self.body else {
+                return Poll::Ready(None);
+            };
+            if self.paused {
+                self.park(cx);
+                return Poll::Pending;
+            }
+            let frame = match body.as_mut().poll_frame(cx) {
+                Poll::Pending => {
+                    self.park(cx);
+                    return Poll::Pending;
+                }
+                Poll::Ready(Some(Ok(frame))) => frame,
+                Poll::Ready(Some(Err(error))) => {
+                    self.failed = true;
+                    self.body = None;
+                    self.kept = VecDeque::new();
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                Poll::Ready(None) => {
+                    self.body = None;
+                    return Poll::Ready(None);
+                }
+            };
+            let frame = match frame.into_data() {
+                Ok(mut data) => {
+                    let data = data.copy_to_bytes(data.remaining());
+                    self.pulled = self.pulled.saturating_add(data.len() as u64);
+                    self.keep(&data);
+                    if body_ended(&self.body) {
+                        self.body = None;
+                    }
+                    Frame::data(data)
+                }
+                Err(frame) => match frame.into_trailers() {
+                    Ok(trailers) => {
+                        self.trailers = Some(trailers.clone());
+                        self.body = None;
+                        Frame::trailers(trailers)
+                    }
+                    Err(_unknown) => continue,
+                },
+            };
+            return Poll::Ready(Some(Ok(frame)));
+        }
+    }
+}
+
+fn body_ended<B: Body>(body: &Option<Pin<Box<B>>>) -> bool {
+    body.as_ref().is_none_or(|body| body.is_end_stream())
+}
+
+fn lock<B>(source: &Mutex<Shared<B>>) -> MutexGuard<'_, Shared<B>> {
+    source.lock().unwrap_or_else(|poisoned| {
+        // The caller's body panicked: what it would yield now is anybody's guess.
+        let mut shared = poisoned.into_inner();
+        shared.failed = true;
+        shared.body = None;
+        shared
+    })
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests;

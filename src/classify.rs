@@ -1,0 +1,501 @@
+//! What happened: the documented error contract, as a classifier. What to do about it is decided in
+//! [`RetryPolicy`](crate::RetryPolicy).
+
+use std::fmt;
+
+use http::{Request, Response, StatusCode};
+use tower_http::classify::{
+    ClassifiedResponse, ClassifyResponse, MakeClassifier, NeverClassifyEos,
+    ServerErrorsFailureClass, StatusInRangeFailureClass,
+};
+
+use crate::{error::InvalidStatus, invalid_token, transport};
+
+/// The documented contract of the Mondo (later Monzo) bank API, as a classifier.
+///
+/// | status | kind | retryability |
+/// | --- | --- | --- |
+/// | 400, 401, 403, 404, 405, 406, other 4xx | one each, or [`ClientError`](ApiFailureKind::ClientError) | never |
+/// | 429 | [`TooManyRequests`](ApiFailureKind::TooManyRequests) | always: it was refused before it was processed |
+/// | 500, 504 | [`InternalServerError`](ApiFailureKind::InternalServerError), [`GatewayTimeout`](ApiFailureKind::GatewayTimeout) | if idempotent |
+/// | other 5xx | [`ServerError`](ApiFailureKind::ServerError) | never |
+/// | 4xx or 5xx with `WWW-Authenticate: … error="invalid_token"` (RFC 6750 §3) | [`InvalidToken`](ApiFailureKind::InvalidToken) | never |
+///
+/// Every other status is a success. An inner error is read as [`ApiFailureKind`] tells.
+///
+/// It is both a [`ClassifyResponse`] and its own [`MakeClassifier`], so that the same value drives
+/// this crate's layer and tower-http's [`TraceLayer`](tower_http::trace::TraceLayer):
+///
+/// ```
+/// use http::StatusCode;
+/// use tower::ServiceBuilder;
+/// use tower_http::trace::TraceLayer;
+/// use tower_http_retry::{ApiErrorsAsFailures, Retryability, RetryLayer, RetryPolicy};
+///
+/// # fn main() -> Result<(), tower_http_retry::InvalidStatus> {
+/// let contract = ApiErrorsAsFailures::new()
+///     .retry_status(StatusCode::BAD_GATEWAY, Retryability::IfIdempotent)?;
+///
+/// let stack = ServiceBuilder::new()
+///     .layer(RetryLayer::new(RetryPolicy::new().classifier(contract.clone())))
+///     .layer(TraceLayer::new(contract)); // sees each attempt
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiErrorsAsFailures {
+    table: [u8; Self::STATUSES / Self::STATUSES_A_BYTE],
+}
+
+impl ApiErrorsAsFailures {
+    /// The contract as documented.
+    pub fn new() -> Self {
+        let mut contract = Self {
+            table: [0; Self::STATUSES / Self::STATUSES_A_BYTE],
+        };
+        contract.set(StatusCode::TOO_MANY_REQUESTS, Retryability::Always);
+        contract.set(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Retryability::IfIdempotent,
+        );
+        contract.set(StatusCode::GATEWAY_TIMEOUT, Retryability::IfIdempotent);
+        contract
+    }
+
+    /// Says for one status whether it is to be retried, in place of the contract's own word.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidStatus`] where `status` is not a 4xx or 5xx: no other status is a failure.
+    pub fn retry_status(
+        mut self,
+        status: StatusCode,
+        retryability: Retryability,
+    ) -> Result<Self, InvalidStatus> {
+        if self.set(status, retryability) {
+            Ok(self)
+        } else {
+            Err(InvalidStatus { status })
+        }
+    }
+
+    // Two bits a status keep it small: one is made for each request.
+    const FIRST: u16 = 400;
+    const STATUSES: usize = 200;
+    const STATUSES_A_BYTE: usize = 4;
+
+    fn place(status: StatusCode) -> Option<(usize, u32)> {
+        let offset = usize::from(status.as_u16().checked_sub(Self::FIRST)?);
+        let shift = 2 * (offset % Self::STATUSES_A_BYTE) as u32;
+        (offset < Self::STATUSES).then_some((offset / Self::STATUSES_A_BYTE, shift))
+    }
+
+    fn set(&mut self, status: StatusCode, retryability: Retryability) -> bool {
+        let Some((index, shift)) = Self::place(status) else {
+            return false;
+        };
+        let Some(byte) = self.table.get_mut(index) else {
+            return false;
+        };
+        let bits = match retryability {
+            Retryability::Never => 0,
+            Retryability::IfIdempotent => 1,
+            Retryability::Always => 2,
+        };
+        *byte = *byte & !(0b11 << shift) | bits << shift;
+        true
+    }
+
+    fn get(&self, status: StatusCode) -> Retryability {
+        let bits = Self::place(status)
+            .and_then(|(index, shift)| self.table.get(index).map(|byte| byte >> shift & 0b11));
+        match bits {
+            Some(1) => Retryability::IfIdempotent,
+            Some(2) => Retryability::Always,
+            _ => Retryability::Never,
+        }
+    }
+}
+
+impl Default for ApiErrorsAsFailures {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for ApiErrorsAsFailures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let statuses = (400..600).filter_map(|code| StatusCode::from_u16(code).ok());
+        let retried = statuses
+            .map(|status| (status.as_u16(), self.get(status)))
+            .filter(|(_, retryability)| *retryability != Retryability::Never);
+        f.write_str("ApiErrorsAsFailures ")?;
+        f.debug_map().entries(retried).finish()
+    }
+}
+
+impl ClassifyResponse for ApiErrorsAsFailures {
+    type FailureClass = ApiFailureClass;
+    type ClassifyEos = NeverClassifyEos<ApiFailureClass>;
+
+    fn classify_response<B>(
+        self,
+        response: &Response<B>,
+    ) -> ClassifiedResponse<Self::FailureClass, Self::ClassifyEos> {
+        let status = response.status();
+        ClassifiedResponse::Ready(match ApiFailureKind::of_status(status) {
+            None => Ok(()),
+            Some(_) if invalid_token::in_header(response.headers()) => Err(ApiFailureClass {
+                kind: ApiFailureKind::InvalidToken,
+                status: Some(status),
+                retryability: Retryability::Never,
+            }),
+            Some(kind) => Err(ApiFailureClass {
+                kind,
+                status: Some(status),
+                retryability: self.get(status),
+            }),
+        })
+    }
+
+    fn classify_error<E>(self, error: &E) -> Self::FailureClass
+    where
+        E: fmt::Display + 'static,
+    {
+        let kind = transport::kind(error);
+        ApiFailureClass {
+            kind,
+            status: None,
+            retryability: match kind {
+                ApiFailureKind::Connect => Retryability::Always,
+                ApiFailureKind::Timeout | ApiFailureKind::Interrupted => Retryability::IfIdempotent,
+                _ => Retryability::Never,
+            },
+        }
+    }
+}
+
+impl MakeClassifier for ApiErrorsAsFailures {
+    type Classifier = Self;
+    type FailureClass = ApiFailureClass;
+    type ClassifyEos = NeverClassifyEos<ApiFailureClass>;
+
+    fn make_classifier<B>(&self, _request: &Request<B>) -> Self {
+        self.clone()
+    }
+}
+
+/// A failure as [`ApiErrorsAsFailures`] reads it.
+///
+/// ```
+/// use http::{Response, StatusCode};
+/// use tower_http::classify::{ClassifiedResponse, ClassifyResponse};
+/// use tower_http_retry::{ApiErrorsAsFailures, ApiFailureKind, Retryability};
+///
+/// let mut response = Response::new(());
+/// *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+/// let ClassifiedResponse::Ready(Err(class)) =
+///     ApiErrorsAsFailures::new().classify_response(&response)
+/// else {
+///     panic!("429 is a failure")
+/// };
+/// assert_eq!(class.kind(), ApiFailureKind::TooManyRequests);
+/// assert_eq!(class.retryability(), Retryability::Always);
+/// assert_eq!(class.to_string(), "429 Too Many Requests");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ApiFailureClass {
+    kind: ApiFailureKind,
+    status: Option<StatusCode>,
+    retryability: Retryability,
+}
+
+impl ApiFailureClass {
+    /// What failed.
+    pub fn kind(&self) -> ApiFailureKind {
+        self.kind
+    }
+
+    /// The response's status; `None` for an inner error.
+    pub fn status(&self) -> Option<StatusCode> {
+        self.status
+    }
+
+    /// Whether the request may be sent again.
+    pub fn retryability(&self) -> Retryability {
+        self.retryability
+    }
+}
+
+/// The status where there is one, otherwise the kind.
+impl fmt::Display for ApiFailureClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.status {
+            Some(status) => status.fmt(f),
+            None => self.kind.fmt(f),
+        }
+    }
+}
+
+/// What failed, as the contract names it.
+///
+/// The last four are the transport's: they are read from the inner service's error where it is a
+/// [`std::io::Error`], a timeout of tower or tokio, with the feature `hyper` an error of
+/// hyper-util's client, of hyper or of h2, or a [`tower::BoxError`] whose chain of sources holds any
+/// of them. A classifier cannot see into an error of another type: where the inner service has one
+/// (`reqwest::Error`, say), put `map_err(tower::BoxError::from)` between it and the layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ApiFailureKind {
+    /// 400: missing arguments, or malformed.
+    BadRequest,
+    /// 401: not authenticated.
+    Unauthorized,
+    /// 403: authenticated, not permitted.
+    Forbidden,
+    /// 404: no such endpoint.
+    NotFound,
+    /// 405: wrong verb.
+    MethodNotAllowed,
+    /// 406: no content format that `Accept` allows.
+    NotAcceptable,
+    /// 429: over the rate limit.
+    TooManyRequests,
+    /// 500: a fault on the server.
+    InternalServerError,
+    /// 504: timed out on the server.
+    GatewayTimeout,
+    /// The access token is invalid or has expired.
+    InvalidToken,
+    /// Another 4xx: failed given the information provided.
+    ClientError,
+    /// Another 5xx: a fault on the server.
+    ServerError,
+    /// The request never reached the server: no connection could be made, it was cancelled before
+    /// it was sent, or the server said over HTTP/2 that it was not processed (`REFUSED_STREAM`, or
+    /// a stream above the last one of a `GOAWAY`; RFC 9113 §8.7). Retried whatever the method.
+    Connect,
+    /// No answer in time. Retried where the request may be repeated.
+    Timeout,
+    /// The connection broke before the answer was complete. Retried where the request may be
+    /// repeated.
+    Interrupted,
+    /// Any other error; never retried.
+    Other,
+}
+
+impl ApiFailureKind {
+    /// The kind that a status stands for; `None` where the status is no failure.
+    pub(crate) fn of_status(status: StatusCode) -> Option<Self> {
+        Some(match status {
+            StatusCode::BAD_REQUEST => Self::BadRequest,
+            StatusCode::UNAUTHORIZED => Self::Unauthorized,
+            StatusCode::FORBIDDEN => Self::Forbidden,
+            StatusCode::NOT_FOUND => Self::NotFound,
+            StatusCode::METHOD_NOT_ALLOWED => Self::MethodNotAllowed,
+            StatusCode::NOT_ACCEPTABLE => Self::NotAcceptable,
+            StatusCode::TOO_MANY_REQUESTS => Self::TooManyRequests,
+            StatusCode::INTERNAL_SERVER_ERROR => Self::InternalServerError,
+            StatusCode::GATEWAY_TIMEOUT => Self::GatewayTimeout,
+            status if status.is_client_error() => Self::ClientError,
+            status if status.is_server_error() => Self::ServerError,
+            _ => return None,
+        })
+    }
+
+    /// The kind as text, in snake_case.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::NotAcceptable => "not_acceptable",
+            Self::TooManyRequests => "too_many_requests",
+            Self::InternalServerError => "internal_server_error",
+            Self::GatewayTimeout => "gateway_timeout",
+            Self::InvalidToken => "invalid_token",
+            Self::ClientError => "client_error",
+            Self::ServerError => "server_error",
+            Self::Connect => "connect",
+            Self::Timeout => "timeout",
+            Self::Interrupted => "interrupted",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl fmt::Display for ApiFailureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether a failed request may be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Retryability {
+    /// Sending it again changes nothing.
+    Never,
+    /// The server may have acted on it: only where acting twice does no harm
+    /// ([RFC 9110 §9.2.2](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2)).
+    IfIdempotent,
+    /// The server has not acted on it.
+    Always,
+}
+
+/// A failure class that says whether the request may be sent again.
+///
+/// Any [`MakeClassifier`] whose class implements it can drive the layer, through
+/// [`RetryPolicy::classifier`](crate::RetryPolicy::classifier). tower-http's own classes implement
+/// it: a status as in the contract's table, an error never. With `ServerErrorsAsFailures` a 429 is a
+/// success, and so it is returned.
+///
+/// ```
+/// use http::StatusCode;
+/// use tower_http::classify::{
+///     ClassifyResponse, ServerErrorsFailureClass, SharedClassifier, StatusInRangeAsFailures,
+/// };
+/// use tower_http_retry::{Retryability, RetryableFailure, RetryPolicy};
+///
+/// struct Teapot;
+///
+/// impl RetryableFailure for Teapot {
+///     fn retryability(&self) -> Retryability {
+///         Retryability::Always
+///     }
+/// }
+///
+/// let teapots = StatusInRangeAsFailures::new(418..=418).map_failure_class(|_| Teapot);
+/// let policy = RetryPolicy::new().classifier(SharedClassifier::new(teapots));
+///
+/// let class = ServerErrorsFailureClass::StatusCode(StatusCode::GATEWAY_TIMEOUT);
+/// assert_eq!(class.retryability(), Retryability::IfIdempotent);
+/// ```
+pub trait RetryableFailure {
+    /// Whether a request that failed so may be sent again.
+    fn retryability(&self) -> Retryability;
+}
+
+impl RetryableFailure for ApiFailureClass {
+    fn retryability(&self) -> Retryability {
+        self.retryability
+    }
+}
+
+impl RetryableFailure for ServerErrorsFailureClass {
+    fn retryability(&self) -> Retryability {
+        match self {
+            Self::StatusCode(status) => ApiErrorsAsFailures::new().get(*status),
+            Self::Error(_) => Retryability::Never,
+        }
+    }
+}
+
+impl RetryableFailure for StatusInRangeFailureClass {
+    fn retryability(&self) -> Retryability {
+        match self {
+            Self::StatusCode(status) => ApiErrorsAsFailures::new().get(*status),
+            Self::Error(_) => Retryability::Never,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ApiFailureKind::*;
+    use Retryability::*;
+
+    fn classify(contract: &ApiErrorsAsFailures, status: u16) -> Option<ApiFailureClass> {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        match contract.clone().classify_response(&response) {
+            ClassifiedResponse::Ready(result) => result.err(),
+            ClassifiedResponse::RequiresEos(_) => None,
+        }
+    }
+
+    #[test]
+    fn every_status_is_read_as_documented() {
+        let contract = ApiErrorsAsFailures::new();
+        for code in 100..1000 {
+            let expected = match code {
+                400 => Some((BadRequest, Never)),
+                401 => Some((Unauthorized, Never)),
+                403 => Some((Forbidden, Never)),
+                404 => Some((NotFound, Never)),
+                405 => Some((MethodNotAllowed, Never)),
+                406 => Some((NotAcceptable, Never)),
+                429 => Some((TooManyRequests, Always)),
+                500 => Some((InternalServerError, IfIdempotent)),
+                504 => Some((GatewayTimeout, IfIdempotent)),
+                400..500 => Some((ClientError, Never)),
+                500..600 => Some((ServerError, Never)),
+                _ => None,
+            };
+            let found = classify(&contract, code);
+            let found = found.map(|class| (class.kind(), class.retryability()));
+            assert_eq!(found, expected, "status {code}");
+        }
+    }
+
+    #[test]
+    fn a_status_can_be_said_otherwise_without_touching_its_neighbours() {
+        for code in 400..600 {
+            for retryability in [Never, IfIdempotent, Always] {
+                let status = StatusCode::from_u16(code).unwrap();
+                let before = ApiErrorsAsFailures::new();
+                let after = before.clone().retry_status(status, retryability).unwrap();
+                for other in (400..600).map(|code| StatusCode::from_u16(code).unwrap()) {
+                    let expected = match other == status {
+                        true => retryability,
+                        false => before.get(other),
+                    };
+                    assert_eq!(after.get(other), expected, "{status} set, {other} read");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_status_that_is_no_failure_is_refused() {
+        for code in [100, 200, 302, 399, 600, 999] {
+            let status = StatusCode::from_u16(code).unwrap();
+            let error = ApiErrorsAsFailures::new()
+                .retry_status(status, Always)
+                .unwrap_err();
+            assert_eq!(error.status(), status);
+        }
+    }
+
+    #[test]
+    fn a_failure_whose_header_names_invalid_token_is_that() {
+        for (status, expected) in [
+            (401, Some(InvalidToken)),
+            (429, Some(InvalidToken)),
+            (200, None),
+        ] {
+            let response = Response::builder()
+                .status(status)
+                .header("www-authenticate", r#"Bearer error="invalid_token""#)
+                .body(())
+                .unwrap();
+            let ClassifiedResponse::Ready(result) =
+                ApiErrorsAsFailures::new().classify_response(&response)
+            else {
+                panic!("a status needs no end of stream")
+            };
+            assert_eq!(result.err().map(|class| class.kind()), expected);
+        }
+    }
+
+    #[test]
+    fn debug_shows_what_is_retried() {
+        assert_eq!(
+            format!("{:?}", ApiErrorsAsFailures::new()),
+            "ApiErrorsAsFailures {429: Always, 500: IfIdempotent, 504: IfIdempotent}"
+        );
+    }
+}

@@ -1,0 +1,128 @@
+//! A [`tower`] layer that makes any HTTP client service retry what is worth retrying, and nothing
+//! else.
+//!
+//! It wraps any `Service<http::Request<B>, Response = http::Response<R>>`, reads each result against
+//! a documented error contract, sends again what can safely be sent again, and hands every other
+//! failure to the caller at once.
+//!
+//! ```text
+//! request ─▶ keep what a resend needs ─▶ attempt ─▶ classify ─▶ decide ──▶ return, with the outcome
+//!             (head, replayable body)       ▲                      │
+//!                                           │                      ▼
+//!                                    ready again ◀── wait ◀── read and drop the failed response
+//! ```
+//!
+//! A success at the first attempt is passed through untouched. After a failure the layer decides, in
+//! this order:
+//!
+//! 1. A `WWW-Authenticate` header says `invalid_token`: [`StopReason::InvalidToken`].
+//! 2. The class says never: [`StopReason::NotRetryable`].
+//! 3. The retries are used up or the schedule has ended: [`StopReason::RetriesExhausted`].
+//! 4. The server may have acted on the request, and it may not be repeated:
+//!    [`StopReason::NotIdempotent`].
+//! 5. The request body cannot be sent again whole: [`StopReason::BodyNotReplayable`].
+//! 6. The wait, which is the server's `Retry-After` plus the next delay of the schedule, would end
+//!    past the deadline: [`StopReason::DeadlineExceeded`], now and not after sleeping.
+//!
+//! A response that is stopped so reaches the caller unread. Otherwise the start of its body is looked
+//! into: `"error": "invalid_token"` stops too, and the caller gets the response whole. The rest is
+//! read and dropped, so that the connection can be used again; then comes the wait, counted from the
+//! failure, and the inner service is made ready for the next attempt.
+//!
+//! # Example
+//!
+//! ```
+//! use bytes::Bytes;
+//! use http::{Request, Response, StatusCode};
+//! use http_body_util::Empty;
+//! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+//! use tower_http_retry::{RetryLayer, RetryOutcome, RetryPolicy};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), tower::BoxError> {
+//! // Stands for any HTTP client: it is over the rate limit once, then fine.
+//! let mut answers = vec![StatusCode::OK, StatusCode::TOO_MANY_REQUESTS];
+//! let (client, handle) = tower_test::mock::pair();
+//! tokio::spawn(async move {
+//!     tokio::pin!(handle);
+//!     while let Some((_request, reply)) = handle.next_request().await {
+//!         let mut response = Response::new(Empty::<Bytes>::new());
+//!         *response.status_mut() = answers.pop().unwrap_or_default();
+//!         reply.send_response(response);
+//!     }
+//! });
+//!
+//! let mut client = ServiceBuilder::new()
+//!     .layer(RetryLayer::new(RetryPolicy::new()))
+//!     .service(client);
+//!
+//! let request = Request::get("http://api.example/accounts").body(Empty::<Bytes>::new())?;
+//! let response = client.ready().await?.call(request).await?;
+//! assert_eq!(response.status(), StatusCode::OK);
+//! assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Spans and events
+//!
+//! With the target `tower_http_retry`: one span `http_attempt` (INFO) an attempt, a child of the span
+//! in which the service was called, with the fields of OpenTelemetry's semantic conventions for HTTP
+//! clients: `otel.name`, `otel.kind`, `otel.status_code`, `http.request.method`,
+//! `http.request.resend_count` (absent on the first attempt), `http.response.status_code`,
+//! `server.address`, `server.port`, `error.type`. `url.full` is left out on purpose: it may hold
+//! secrets. Before each retry the event `retrying` (DEBUG), and at the end of a failure `giving up`
+//! (DEBUG where it was simply not retryable, otherwise WARN).
+//!
+//! # Features
+//!
+//! - `hyper` (on by default): reads the errors of hyper-util's client, of hyper and of h2.
+//! - `backoff`: the schedules of the crate `backoff`. Off by default, since it and its dependency
+//!   `instant` are unmaintained (RUSTSEC-2025-0012, RUSTSEC-2024-0384).
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod layer;
+
+mod service;
+
+pub mod future;
+
+mod head;
+
+mod body;
+
+mod classify;
+
+mod invalid_token;
+
+mod transport;
+
+mod policy;
+
+mod retry_after;
+
+pub mod backoff;
+
+mod outcome;
+
+mod observe;
+
+mod error;
+
+pub use self::{
+    backoff::{Backoff, ExponentialBackoff},
+    body::{ReplayBody, ResponseBody, Superseded},
+    classify::{
+        ApiErrorsAsFailures, ApiFailureClass, ApiFailureKind, Retryability, RetryableFailure,
+    },
+    error::InvalidStatus,
+    layer::RetryLayer,
+    outcome::{OutcomeHandle, RetryOutcome, StopReason},
+    policy::{RequestOptions, RetryPolicy},
+    service::Retry,
+};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,182 @@
+//! What an operator sees: one span an attempt, an event before each retry and one at the end of a
+//! failure. Names follow OpenTelemetry's semantic conventions for HTTP client spans.
+//!
+//! Nothing that a caller or a server wrote is recorded beyond the method, the host and the port: no
+//! header value, no path, no query, no body.
+
+use std::{borrow::Cow, time::Duration};
+
+use http::{Method, Request, StatusCode};
+use tracing::{Level, Span, field};
+
+use crate::{
+    classify::ApiFailureKind,
+    outcome::{RetryOutcome, StopReason},
+};
+
+const TARGET: &str = "tower_http_retry";
+
+/// Watches one request; the one place that reports what happens to it.
+pub(crate) struct Observer {
+    /// `None` where nobody records the first attempt's span.
+    spans: Option<Box<Spans>>,
+}
+
+struct Spans {
+    /// The span in which the service was called.
+    caller: Span,
+    attempt: Span,
+}
+
+macro_rules! attempt_span {
+    ($request:expr, $($parent:tt)*) => {
+        tracing::span!(
+            target: TARGET,
+            $($parent)*
+            Level::INFO,
+            "http_attempt",
+            otel.name = known($request.method()).unwrap_or("HTTP"),
+            otel.kind = "client",
+            otel.status_code = field::Empty,
+            http.request.method = known($request.method()).unwrap_or("_OTHER"),
+            http.request.resend_count = field::Empty,
+            http.response.status_code = field::Empty,
+            server.address = $request.uri().host(),
+            server.port = port($request),
+            "error.type" = field::Empty,
+        )
+    };
+}
+
+macro_rules! giving_up {
+    ($level:expr, $stop:expr, $outcome:expr) => {
+        tracing::event!(
+            target: TARGET,
+            $level,
+            stop_reason = $stop.as_str(),
+            attempts = $outcome.attempts,
+            waited = ?$outcome.waited,
+            "giving up"
+        )
+    };
+}
+impl Observer {
+    /// The first attempt begins.
+    pub(crate) fn first_attempt<B>(request: &Request<B>) -> Self {
+        let attempt = attempt_span!(request,);
+        let spans = (!attempt.is_disabled()).then(|| {
+            let caller = Span::current();
+            Box::new(Spans { caller, attempt })
+        });
+        Self { spans }
+    }
+
+    /// Another attempt begins.
+    pub(crate) fn next_attempt<B>(&mut self, request: &Request<B>, resend_count: u32) {
+        if let Some(spans) = &mut self.spans {
+            spans.attempt = attempt_span!(request, parent: &spans.caller,);
+            spans
+                .attempt
+                .record("http.request.resend_count", resend_count);
+        }
+    }
+
+    /// Runs a step of the attempt inside its span.
+    pub(crate) fn in_attempt<T>(&self, step: impl FnOnce() -> T) -> T {
+        match &self.spans {
+            Some(spans) => spans.attempt.in_scope(step),
+            None => step(),
+        }
+    }
+
+    /// The attempt has ended with a response.
+    pub(crate) fn answered(&mut self, status: StatusCode, failed: bool) {
+        self.end_attempt(|span| {
+            span.record("http.response.status_code", status.as_u16());
+            if failed {
+                span.record("error.type", status.as_str());
+            }
+            failed
+        });
+    }
+
+    /// The attempt has ended with an inner error.
+    pub(crate) fn broke(&mut self, kind: ApiFailureKind) {
+        self.end_attempt(|span| {
+            span.record("error.type", kind.as_str());
+            true
+        });
+    }
+
+    fn end_attempt(&mut self, record: impl FnOnce(&Span) -> bool) {
+        if let Some(spans) = &mut self.spans {
+            if record(&spans.attempt) {
+                spans.attempt.record("otel.status_code", "ERROR");
+            }
+            spans.attempt = Span::none();
+        }
+    }
+
+    /// The request will be sent again after `wait`.
+    pub(crate) fn retrying(&self, failure: Reason, wait: Duration, resend_count: u32) {
+        self.in_caller(|| {
+            tracing::debug!(
+                target: TARGET,
+                { "error.type" = &*failure.as_str(), delay = ?wait, http.request.resend_count = resend_count },
+                "retrying"
+            );
+        });
+    }
+
+    /// The call ends with a failure.
+    pub(crate) fn giving_up(&self, stop: StopReason, outcome: &RetryOutcome) {
+        let surfaced = matches!(stop, StopReason::NotRetryable | StopReason::InvalidToken);
+        self.in_caller(|| {
+            if surfaced && outcome.attempts == 1 {
+                giving_up!(Level::DEBUG, stop, outcome);
+            } else {
+                giving_up!(Level::WARN, stop, outcome);
+            }
+        });
+    }
+
+    fn in_caller(&self, report: impl FnOnce()) {
+        match &self.spans {
+            Some(spans) => spans.caller.in_scope(report),
+            None => report(),
+        }
+    }
+}
+
+/// What made an attempt fail, as `error.type` names it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Reason {
+    Status(StatusCode),
+    Error(ApiFailureKind),
+}
+
+impl Reason {
+    fn as_str(&self) -> Cow<'static, str> {
+        match self {
+            Self::Status(status) => Cow::Owned(status.as_str().to_owned()),
+            Self::Error(kind) => Cow::Borrowed(kind.as_str()),
+        }
+    }
+}
+
+/// The method, where it is one of those that the conventions know.
+fn known(method: &Method) -> Option<&'static str> {
+    const KNOWN: [&str; 10] = [
+        "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY",
+    ];
+    KNOWN.into_iter().find(|known| *known == method.as_str())
+}
+
+fn port<B>(request: &Request<B>) -> Option<u16> {
+    let uri = request.uri();
+    uri.port_u16().or_else(|| match uri.scheme_str() {
+        Some("http") => Some(80),
+        Some("https") => Some(443),
+        _ => None,
+    })
+}

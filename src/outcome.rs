@@ -1,0 +1,153 @@
+//! What became of a request: attempts made, time waited, why it stopped.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use http::Response;
+
+/// What the layer did for one request.
+///
+/// It stands in the extensions of every response that is a failure or that was retried; a success
+/// at the first attempt is passed through untouched and carries none, and [`of`](Self::of) answers
+/// for it. Where the last attempt ended in an inner error there is no response to carry it: put an
+/// [`OutcomeHandle`] into the request.
+///
+/// ```
+/// use tower_http_retry::RetryOutcome;
+///
+/// let response = http::Response::new(());
+/// let outcome = RetryOutcome::of(&response);
+/// assert_eq!((outcome.attempts(), outcome.stop_reason()), (1, None));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryOutcome {
+    pub(crate) attempts: u32,
+    pub(crate) waited: Duration,
+    pub(crate) stop: Option<StopReason>,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl RetryOutcome {
+    /// The outcome that `response` carries, or that of a success at the first attempt.
+    pub fn of<B>(response: &Response<B>) -> Self {
+        let found = response.extensions().get::<Self>();
+        found.copied().unwrap_or(Self::FIRST_TRY)
+    }
+
+    pub(crate) const FIRST_TRY: Self = Self {
+        attempts: 1,
+        waited: Duration::ZERO,
+        stop: None,
+        retry_after: None,
+    };
+
+    /// How often the request was handed to the inner service, 1 or more.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// The time between attempts, from the arrival of a failed response's head (or of an error) to
+    /// the end of the wait, summed up.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Why the layer stopped; `None` where the last response is no failure.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.stop
+    }
+
+    /// The `Retry-After` of the last response, where it is a failure that has a valid one; counted
+    /// from the response's arrival.
+    ///
+    /// A number of seconds that fits no `u64` is [`Duration::MAX`].
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+}
+
+/// Why the layer handed a failure to the caller instead of sending the request again.
+///
+/// Its text, in [`Display`](fmt::Display) as in spans and events, is snake_case.
+///
+/// ```
+/// use tower_http_retry::StopReason;
+///
+/// assert_eq!(StopReason::RetriesExhausted.to_string(), "retries_exhausted");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The contract says that this failure is not to be retried.
+    NotRetryable,
+    /// The access token is invalid or has expired; sending it again changes nothing.
+    InvalidToken,
+    /// The number of retries is used up, or the schedule has ended.
+    RetriesExhausted,
+    /// The server may have acted on the request, and repeating it could act twice
+    /// ([RFC 9110 §9.2.2](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2)).
+    NotIdempotent,
+    /// The request body was larger than the replay limit, or its source failed.
+    BodyNotReplayable,
+    /// The next attempt would start only after the deadline.
+    DeadlineExceeded,
+}
+
+impl StopReason {
+    /// The reason as text, as spans and events carry it.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::NotRetryable => "not_retryable",
+            Self::InvalidToken => "invalid_token",
+            Self::RetriesExhausted => "retries_exhausted",
+            Self::NotIdempotent => "not_idempotent",
+            Self::BodyNotReplayable => "body_not_replayable",
+            Self::DeadlineExceeded => "deadline_exceeded",
+        }
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A handle by which the caller learns the [`RetryOutcome`] also where there is no response.
+///
+/// Put a clone of it into the request's extensions. It is filled when the call ends, whatever the
+/// result; a call that was dropped before leaves it as it was. One handle is for one request at a
+/// time: of two that share it, the later to end is seen.
+///
+/// ```
+/// use tower_http_retry::OutcomeHandle;
+///
+/// let handle = OutcomeHandle::new();
+/// let mut request = http::Request::new(());
+/// request.extensions_mut().insert(handle.clone());
+/// // client.call(request).await ends in an error, then:
+/// assert_eq!(handle.get(), None); // nobody has sent the request here
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct OutcomeHandle {
+    outcome: Arc<Mutex<Option<RetryOutcome>>>,
+}
+
+impl OutcomeHandle {
+    /// A handle that is not filled yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The outcome of the call, or `None` while it has not ended.
+    pub fn get(&self) -> Option<RetryOutcome> {
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set(&self, outcome: RetryOutcome) {
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+    }
+}

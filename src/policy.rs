@@ -1,0 +1,422 @@
+//! What to do: the settings, their defaults, and the decision after each failure.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use http::StatusCode;
+use tower_http::classify::MakeClassifier;
+
+use crate::{
+    backoff::{Backoff, Delays, DynBackoff, ExponentialBackoff},
+    classify::{ApiErrorsAsFailures, Retryability, RetryableFailure},
+    error::InvalidStatus,
+    outcome::StopReason,
+};
+
+/// Every setting of the layer.
+///
+/// | setting | default | where it comes from |
+/// | --- | --- | --- |
+/// | [`max_retries`](Self::max_retries) | 3 (4 attempts) | AWS, .NET and gRPC settle between 2 and 4 |
+/// | [`backoff`](Self::backoff) | [`ExponentialBackoff::default`]: full jitter below 100 ms · 2ⁿ, at most 10 s | AWS, "Exponential Backoff And Jitter" |
+/// | [`max_elapsed`](Self::max_elapsed) | 60 s | what takes longer belongs into a job queue |
+/// | [`replay_limit`](Self::replay_limit) | 64 KiB | linkerd2-proxy |
+/// | [`inspect_limit`](Self::inspect_limit) | 16 KiB | an error object is small |
+/// | [`drain_limit`](Self::drain_limit) | 256 KiB | a response read to its end leaves a connection that can be used again |
+/// | [`inspect_timeout`](Self::inspect_timeout) | 1 s | a stalled body must not hold a retry up |
+/// | [`retry_non_idempotent`](Self::retry_non_idempotent) | false | RFC 9110 §9.2.2 |
+/// | [`retry_status`](Self::retry_status) | 429 always; 500 and 504 if idempotent | the documented contract |
+/// | [`classifier`](Self::classifier) | [`ApiErrorsAsFailures`] | the documented contract |
+///
+/// ```
+/// use http::StatusCode;
+/// use std::time::Duration;
+/// use tower_http_retry::{ExponentialBackoff, Retryability, RetryLayer, RetryPolicy};
+///
+/// # fn main() -> Result<(), tower_http_retry::InvalidStatus> {
+/// let policy = RetryPolicy::new()
+///     .max_retries(5)
+///     .max_elapsed(Duration::from_secs(20))
+///     .backoff(ExponentialBackoff::new(Duration::from_millis(50), Duration::from_secs(2)))
+///     .retry_status(StatusCode::BAD_GATEWAY, Retryability::IfIdempotent)?
+///     .retry_status(StatusCode::SERVICE_UNAVAILABLE, Retryability::IfIdempotent)?;
+/// let layer = RetryLayer::new(policy);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RetryPolicy<C = ApiErrorsAsFailures> {
+    pub(crate) classifier: C,
+    backoff: Arc<dyn DynBackoff>,
+    max_retries: u32,
+    max_elapsed: Duration,
+    pub(crate) replay_limit: usize,
+    pub(crate) inspect_limit: usize,
+    pub(crate) drain_limit: usize,
+    pub(crate) inspect_timeout: Duration,
+    retry_non_idempotent: bool,
+}
+
+impl RetryPolicy {
+    /// The documented contract, with the defaults of the table above.
+    pub fn new() -> Self {
+        Self {
+            classifier: ApiErrorsAsFailures::new(),
+            backoff: Arc::new(ExponentialBackoff::default()),
+            max_retries: 3,
+            max_elapsed: Duration::from_secs(60),
+            replay_limit: 64 * 1024,
+            inspect_limit: 16 * 1024,
+            drain_limit: 256 * 1024,
+            inspect_timeout: Duration::from_secs(1),
+            retry_non_idempotent: false,
+        }
+    }
+
+    /// Says for one status whether it is retried, in place of the contract's own word; the same as
+    /// [`ApiErrorsAsFailures::retry_status`] on the classifier.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidStatus`] where `status` is not a 4xx or 5xx: no other status is a failure.
+    pub fn retry_status(
+        mut self,
+        status: StatusCode,
+        retryability: Retryability,
+    ) -> Result<Self, InvalidStatus> {
+        self.classifier = self.classifier.retry_status(status, retryability)?;
+        Ok(self)
+    }
+}
+
+impl<C> RetryPolicy<C> {
+    /// Decides with `classifier` what is a failure and which failures may be retried.
+    ///
+    /// Statuses named by [`retry_status`](RetryPolicy::retry_status) belong to the classifier that
+    /// is replaced. A class that needs the end of the stream
+    /// ([`RequiresEos`](tower_http::classify::ClassifiedResponse::RequiresEos)) is no failure at the
+    /// head, and the response is returned. `invalid_token` stops retries with every classifier.
+    #[must_use]
+    pub fn classifier<M>(self, classifier: M) -> RetryPolicy<M>
+    where
+        M: MakeClassifier,
+        M::FailureClass: RetryableFailure,
+    {
+        RetryPolicy {
+            classifier,
+            backoff: self.backoff,
+            max_retries: self.max_retries,
+            max_elapsed: self.max_elapsed,
+            replay_limit: self.replay_limit,
+            inspect_limit: self.inspect_limit,
+            drain_limit: self.drain_limit,
+            inspect_timeout: self.inspect_timeout,
+            retry_non_idempotent: self.retry_non_idempotent,
+        }
+    }
+
+    /// How often a request is sent again at the most; by default 3, which makes 4 attempts.
+    #[must_use]
+    pub fn max_retries(mut self, retries: u32) -> Self {
+        self.max_retries = retries;
+        self
+    }
+
+    /// How long to wait before each retry, on top of what the server asks for; by default
+    /// [`ExponentialBackoff::default`]. Where the schedule ends, so do the retries.
+    #[must_use]
+    pub fn backoff(mut self, backoff: impl Backoff + Send + Sync + 'static) -> Self {
+        self.backoff = Arc::new(backoff);
+        self
+    }
+
+    /// The latest planned start of an attempt, counted from the call; by default 60 s.
+    ///
+    /// A retry that would start later is not waited for: the failure is returned at once. How long
+    /// the inner service then takes to get ready or to answer is bounded by the timeouts that stand
+    /// in the stack.
+    #[must_use]
+    pub fn max_elapsed(mut self, limit: Duration) -> Self {
+        self.max_elapsed = limit;
+        self
+    }
+
+    /// How many bytes of a request body are kept so that it can be sent again; by default 64 KiB.
+    ///
+    /// A larger body goes through once, and is not retried.
+    #[must_use]
+    pub fn replay_limit(mut self, bytes: usize) -> Self {
+        self.replay_limit = bytes;
+        self
+    }
+
+    /// How many bytes of a failed response's body are read to look for `invalid_token` before it is
+    /// retried; by default 16 KiB. With 0, only the header is looked at.
+    #[must_use]
+    pub fn inspect_limit(mut self, bytes: usize) -> Self {
+        self.inspect_limit = bytes;
+        self
+    }
+
+    /// How many further bytes of a failed response's body are read and dropped before a retry, so
+    /// that its connection can be used again; by default 256 KiB.
+    #[must_use]
+    pub fn drain_limit(mut self, bytes: usize) -> Self {
+        self.drain_limit = bytes;
+        self
+    }
+
+    /// How long reading a failed response's body may take in all; by default 1 s. It counts towards
+    /// the wait.
+    #[must_use]
+    pub fn inspect_timeout(mut self, limit: Duration) -> Self {
+        self.inspect_timeout = limit;
+        self
+    }
+
+    /// Whether a request is sent again even where the server may have acted on it and acting twice
+    /// may do harm; by default not.
+    #[must_use]
+    pub fn retry_non_idempotent(mut self, retry: bool) -> Self {
+        self.retry_non_idempotent = retry;
+        self
+    }
+
+    /// The delays of one request.
+    pub(crate) fn delays(&self) -> Delays {
+        self.backoff.delays()
+    }
+
+    /// What to do after a failure. `next_delay` is asked at most once, where it matters.
+    pub(crate) fn decide(
+        &self,
+        failure: Failure,
+        next_delay: impl FnOnce() -> Option<Duration>,
+    ) -> Decision {
+        if failure.invalid_token {
+            return Decision::Stop(StopReason::InvalidToken);
+        }
+        if failure.retryability == Retryability::Never {
+            return Decision::Stop(StopReason::NotRetryable);
+        }
+        if failure.retries >= self.max_retries {
+            return Decision::Stop(StopReason::RetriesExhausted);
+        }
+        let Some(delay) = next_delay() else {
+            return Decision::Stop(StopReason::RetriesExhausted);
+        };
+        let repeatable = failure.may_be_repeated || self.retry_non_idempotent;
+        if failure.retryability == Retryability::IfIdempotent && !repeatable {
+            return Decision::Stop(StopReason::NotIdempotent);
+        }
+        if !failure.body_is_replayable {
+            return Decision::Stop(StopReason::BodyNotReplayable);
+        }
+        let wait = failure.hint.unwrap_or_default().checked_add(delay);
+        let start = wait.and_then(|wait| failure.elapsed.checked_add(wait));
+        match (wait, start) {
+            (Some(wait), Some(start)) if start <= self.max_elapsed => Decision::RetryAfter(wait),
+            _ => Decision::Stop(StopReason::DeadlineExceeded),
+        }
+    }
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<C: fmt::Debug> fmt::Debug for RetryPolicy<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryPolicy")
+            .field("classifier", &self.classifier)
+            .field("max_retries", &self.max_retries)
+            .field("max_elapsed", &self.max_elapsed)
+            .field("replay_limit", &self.replay_limit)
+            .field("inspect_limit", &self.inspect_limit)
+            .field("drain_limit", &self.drain_limit)
+            .field("inspect_timeout", &self.inspect_timeout)
+            .field("retry_non_idempotent", &self.retry_non_idempotent)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the decision is made from: one failed attempt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failure {
+    pub(crate) retryability: Retryability,
+    /// A `WWW-Authenticate` header says so.
+    pub(crate) invalid_token: bool,
+    /// Retries made so far.
+    pub(crate) retries: u32,
+    pub(crate) may_be_repeated: bool,
+    pub(crate) body_is_replayable: bool,
+    /// The server's `Retry-After`.
+    pub(crate) hint: Option<Duration>,
+    /// From the call to the failure.
+    pub(crate) elapsed: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Stop(StopReason),
+    /// Send it again that long after the failure.
+    RetryAfter(Duration),
+}
+
+/// What the caller says of one request, in the request's extensions.
+///
+/// ```
+/// use tower_http_retry::RequestOptions;
+///
+/// // A POST that the server is known to recognise when it comes twice.
+/// let mut request = http::Request::post("https://api.example/feed").body(()).unwrap();
+/// request.extensions_mut().insert(RequestOptions::new().repeatable(true));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestOptions {
+    pub(crate) repeatable: Option<bool>,
+}
+
+impl RequestOptions {
+    /// Nothing is said: the policy decides.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Says that acting twice on this request does no harm (or that it does), whatever its method
+    /// and headers. Unsaid, an idempotent method or an `Idempotency-Key` header decides.
+    #[must_use]
+    pub fn repeatable(mut self, repeatable: bool) -> Self {
+        self.repeatable = Some(repeatable);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn worth_retrying() -> Failure {
+        Failure {
+            retryability: Retryability::IfIdempotent,
+            invalid_token: false,
+            retries: 0,
+            may_be_repeated: true,
+            body_is_replayable: true,
+            hint: None,
+            elapsed: Duration::ZERO,
+        }
+    }
+
+    fn decide(policy: &RetryPolicy, failure: Failure) -> Decision {
+        policy.decide(failure, || Some(SECOND))
+    }
+
+    #[test]
+    fn what_is_worth_retrying_waits_for_the_hint_and_the_delay() {
+        let policy = RetryPolicy::new();
+        let failure = worth_retrying();
+        assert_eq!(decide(&policy, failure), Decision::RetryAfter(SECOND));
+        let hint = Some(2 * SECOND);
+        let asked = Failure { hint, ..failure };
+        assert_eq!(decide(&policy, asked), Decision::RetryAfter(3 * SECOND));
+    }
+
+    #[test]
+    fn each_reason_stops_and_the_first_in_order_is_named() {
+        let policy = RetryPolicy::new();
+        // Each line spoils one thing more, from the last reason to the first.
+        let mut failure = worth_retrying();
+        let mut stops_with = |spoil: fn(&mut Failure), reason| {
+            spoil(&mut failure);
+            assert_eq!(decide(&policy, failure), Decision::Stop(reason));
+        };
+        stops_with(
+            |f| f.elapsed = Duration::from_millis(59_001),
+            StopReason::DeadlineExceeded,
+        );
+        stops_with(
+            |f| f.body_is_replayable = false,
+            StopReason::BodyNotReplayable,
+        );
+        stops_with(|f| f.may_be_repeated = false, StopReason::NotIdempotent);
+        stops_with(|f| f.retries = 3, StopReason::RetriesExhausted);
+        stops_with(
+            |f| f.retryability = Retryability::Never,
+            StopReason::NotRetryable,
+        );
+        stops_with(|f| f.invalid_token = true, StopReason::InvalidToken);
+    }
+
+    #[test]
+    fn the_end_of_the_schedule_is_the_end_of_the_retries() {
+        let decision = RetryPolicy::new().decide(worth_retrying(), || None);
+        assert_eq!(decision, Decision::Stop(StopReason::RetriesExhausted));
+    }
+
+    #[test]
+    fn only_what_the_server_did_not_act_on_needs_no_idempotency() {
+        let policy = RetryPolicy::new();
+        let post = Failure {
+            may_be_repeated: false,
+            ..worth_retrying()
+        };
+        let stop = Decision::Stop(StopReason::NotIdempotent);
+        assert_eq!(decide(&policy, post), stop);
+        let refused = Failure {
+            retryability: Retryability::Always,
+            ..post
+        };
+        assert_eq!(decide(&policy, refused), Decision::RetryAfter(SECOND));
+        let unguarded = policy.retry_non_idempotent(true);
+        assert_eq!(decide(&unguarded, post), Decision::RetryAfter(SECOND));
+    }
+
+    #[test]
+    fn the_deadline_is_kept_to_the_nanosecond_and_nothing_overflows() {
+        let policy = RetryPolicy::new().max_elapsed(3 * SECOND);
+        let at = |elapsed, hint| {
+            let hint = Some(hint);
+            let failure = Failure {
+                elapsed,
+                hint,
+                ..worth_retrying()
+            };
+            decide(&policy, failure)
+        };
+        let stop = Decision::Stop(StopReason::DeadlineExceeded);
+        let nano = Duration::from_nanos(1);
+        assert_eq!(at(SECOND, SECOND), Decision::RetryAfter(2 * SECOND));
+        assert_eq!(at(SECOND, SECOND + nano), stop);
+        assert_eq!(at(SECOND, Duration::MAX), stop);
+        let unlimited = RetryPolicy::new().max_elapsed(Duration::MAX);
+        let for_ever = Failure {
+            hint: Some(Duration::MAX),
+            ..worth_retrying()
+        };
+        assert_eq!(decide(&unlimited, for_ever), stop);
+    }
+
+    #[test]
+    fn the_table_of_defaults_is_true() {
+        let policy = RetryPolicy::new();
+        let delays = policy.delays().take(3).collect::<Vec<_>>();
+        let ceilings = [100, 200, 400].map(Duration::from_millis);
+        assert!(
+            delays
+                .iter()
+                .zip(ceilings)
+                .all(|(delay, max)| *delay <= max)
+        );
+        assert_eq!(
+            format!("{policy:?}"),
+            "RetryPolicy { classifier: ApiErrorsAsFailures {429: Always, 500: IfIdempotent, \
+             504: IfIdempotent}, max_retries: 3, max_elapsed: 60s, replay_limit: 65536, \
+             inspect_limit: 16384, drain_limit: 262144, inspect_timeout: 1s, \
+             retry_non_idempotent: false, .. }"
+        );
+    }
+}

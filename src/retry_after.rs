@@ -1,0 +1,128 @@
+//! The server's hint: `Retry-After` (RFC 9110 §10.2.3).
+
+use std::time::{Duration, SystemTime};
+
+use http::{
+    HeaderMap, HeaderValue,
+    header::{DATE, RETRY_AFTER},
+};
+
+/// How long the server asks to wait, counted from the response's arrival; `None` without a valid
+/// `Retry-After`.
+///
+/// Delay-seconds, or an HTTP-date in any of the three forms, relative to the response's own `Date`
+/// so that a wrong local clock does no harm, or to `now` without one. The past is zero, more
+/// seconds than fit are [`Duration::MAX`], and of several headers the longest counts.
+pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let date = headers.get(DATE).and_then(http_date).unwrap_or(now);
+    let hints = headers.get_all(RETRY_AFTER).into_iter();
+    hints.filter_map(|hint| parse(hint, date)).max()
+}
+
+fn parse(value: &HeaderValue, date: SystemTime) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(text.parse().map_or(Duration::MAX, Duration::from_secs));
+    }
+    let at = http_date(value)?;
+    Some(at.duration_since(date).unwrap_or(Duration::ZERO))
+}
+
+fn http_date(value: &HeaderValue) -> Option<SystemTime> {
+    httpdate::parse_http_date(value.to_str().ok()?.trim()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const DATE_TEXT: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+
+    fn hint(values: &[&str], date: Option<&str>, now: SystemTime) -> Option<Duration> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(RETRY_AFTER, HeaderValue::from_str(value).unwrap());
+        }
+        if let Some(date) = date {
+            headers.insert(DATE, HeaderValue::from_str(date).unwrap());
+        }
+        retry_after(&headers, now)
+    }
+
+    #[test]
+    fn each_form_is_read_and_what_is_malformed_is_no_hint() {
+        let secs = |n| Some(Duration::from_secs(n));
+        let table: &[(&str, Option<Duration>)] = &[
+            ("0", secs(0)),
+            ("120", secs(120)),
+            ("000007", secs(7)),
+            (" 3 ", secs(3)),
+            ("18446744073709551615", secs(u64::MAX)),
+            ("18446744073709551616", Some(Duration::MAX)),
+            (
+                "99999999999999999999999999999999999999",
+                Some(Duration::MAX),
+            ),
+            ("Sun, 06 Nov 1994 08:49:39 GMT", secs(2)),
+            ("Sunday, 06-Nov-94 08:49:40 GMT", secs(3)),
+            ("Sun Nov  6 08:49:41 1994", secs(4)),
+            ("Sun, 06 Nov 1994 08:49:30 GMT", secs(0)),
+            ("", None),
+            ("-1", None),
+            ("+1", None),
+            ("1.5", None),
+            ("1, 2", None),
+            ("1s", None),
+            ("0x10", None),
+            ("soon", None),
+            ("Sun, 06 Nov 1994 08:49:99 GMT", None),
+        ];
+        for (text, expected) in table {
+            let found = hint(&[text], Some(DATE_TEXT), SystemTime::UNIX_EPOCH);
+            assert_eq!(found, *expected, "Retry-After: {text:?}");
+        }
+    }
+
+    #[test]
+    fn a_date_counts_from_the_local_clock_only_without_a_valid_date_header() {
+        let now = httpdate::parse_http_date(DATE_TEXT).unwrap();
+        let at = "Sun, 06 Nov 1994 08:49:47 GMT";
+        let ten = Some(Duration::from_secs(10));
+        assert_eq!(hint(&[at], None, now), ten);
+        assert_eq!(hint(&[at], Some("yesterday"), now), ten);
+        assert_eq!(hint(&[at], Some(at), now), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn of_several_the_longest_valid_one_counts() {
+        let now = SystemTime::now();
+        let two = Some(Duration::from_secs(2));
+        assert_eq!(hint(&["1", "2", "x"], None, now), two);
+        assert_eq!(hint(&["x", "y"], None, now), None);
+        assert_eq!(hint(&[], None, now), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_panics(value in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(value) = HeaderValue::from_bytes(&value) {
+                let mut headers = HeaderMap::new();
+                headers.append(RETRY_AFTER, value.clone());
+                headers.append(DATE, value);
+                retry_after(&headers, SystemTime::now());
+            }
+        }
+
+        #[test]
+        fn a_formatted_date_is_read_back(now in 0u64..4_000_000_000, ahead in 0u64..1_000_000) {
+            let at = |secs| SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
+            let found = hint(
+                &[&httpdate::fmt_http_date(at(now + ahead))],
+                Some(&httpdate::fmt_http_date(at(now))),
+                at(0),
+            );
+            prop_assert_eq!(found, Some(Duration::from_secs(ahead)));
+        }
+    }
+}
