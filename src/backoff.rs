@@ -204,12 +204,12 @@ pub(crate) type Delays = Box<dyn Iterator<Item = Duration> + Send>;
 
 /// A [`Backoff`] behind a pointer: asked only when there is something to retry.
 pub(crate) trait DynBackoff: Send + Sync {
-    fn delays(&self) -> Delays;
+    fn boxed_delays(&self) -> Delays;
 }
 
 impl<T: Backoff + Send + Sync> DynBackoff for T {
-    fn delays(&self) -> Delays {
-        Box::new(Backoff::delays(self))
+    fn boxed_delays(&self) -> Delays {
+        Box::new(self.delays())
     }
 }
 

@@ -183,7 +183,7 @@ impl<C> RetryPolicy<C> {
 
     /// The delays of one request.
     pub(crate) fn delays(&self) -> Delays {
-        self.backoff.delays()
+        self.backoff.boxed_delays()
     }
 
     /// What to do after a failure. `next_delay` is asked at most once, where it matters.

@@ -1,1 +1,332 @@
+use std::{
+    io,
+    marker::PhantomPinned,
+    panic::{AssertUnwindSafe, catch_unwind},
+    task::Context,
+};
 
+use futures_util::task::noop_waker_ref;
+use http::{HeaderMap, HeaderValue};
+use http_body_util::{Empty, Full};
+use proptest::prelude::*;
+
+use super::*;
+
+pin_project_lite::pin_project! {
+    /// A source that does as it is told; neither `Unpin` nor `Clone`.
+    struct Source {
+        steps: VecDeque<Step>,
+        hint: SizeHint,
+        #[pin]
+        pinned: PhantomPinned,
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Step {
+    Data(Vec<u8>),
+    Trailers,
+    Fail,
+    Pend,
+    Panic,
+}
+
+impl Source {
+    fn new(steps: &[Step]) -> Self {
+        Self {
+            steps: steps.iter().cloned().collect(),
+            hint: SizeHint::default(),
+            pinned: PhantomPinned,
+        }
+    }
+
+    fn with_hint(steps: &[Step], hint: SizeHint) -> Self {
+        let source = Self::new(steps);
+        Self { hint, ..source }
+    }
+}
+
+impl Body for Source {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        match self.project().steps.pop_front() {
+            Some(Step::Data(data)) => Poll::Ready(Some(Ok(Frame::data(data.into())))),
+            Some(Step::Trailers) => Poll::Ready(Some(Ok(Frame::trailers(trailers())))),
+            Some(Step::Fail) => Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into()))),
+            Some(Step::Pend) => Poll::Pending,
+            Some(Step::Panic) => panic!("the caller's body panics"),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.hint.clone()
+    }
+}
+
+fn trailers() -> HeaderMap {
+    let digest = HeaderValue::from_static("sha-256=abc");
+    HeaderMap::from_iter([(http::HeaderName::from_static("digest"), digest)])
+}
+
+fn data(text: &str) -> Step {
+    Step::Data(text.as_bytes().to_vec())
+}
+
+/// What one attempt has sent.
+#[derive(Debug, Default, PartialEq)]
+struct Sent {
+    data: Vec<u8>,
+    trailers: Option<HeaderMap>,
+    error: Option<String>,
+    /// It came to its end without an error.
+    ended: bool,
+}
+
+/// Sends up to `frames` frames, through pendings.
+fn send<B>(body: &mut ReplayBody<B>, frames: usize, sent: &mut Sent)
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    let cx = &mut Context::from_waker(noop_waker_ref());
+    let (mut left, mut pendings) = (frames, 0);
+    while left > 0 && pendings < 100 {
+        match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Pending => pendings += 1,
+            Poll::Ready(None) => {
+                sent.ended = true;
+                return;
+            }
+            Poll::Ready(Some(Err(error))) => {
+                sent.error = Some(error.to_string());
+                return;
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                left -= 1;
+                match frame.into_data() {
+                    Ok(data) => sent.data.extend(data),
+                    Err(frame) => sent.trailers = frame.into_trailers().ok(),
+                }
+            }
+        }
+    }
+}
+
+fn send_all<B>(body: &mut ReplayBody<B>) -> Sent
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    let mut sent = Sent::default();
+    send(body, usize::MAX, &mut sent);
+    sent
+}
+
+fn next_attempt<B>(upload: &Upload<B>) -> Option<ReplayBody<B>> {
+    let whole = upload.pause();
+    whole.then(|| {
+        upload.supersede();
+        upload.again()
+    })
+}
+
+#[test]
+fn an_empty_body_is_not_shared() {
+    let (upload, first) = Upload::new(Empty::<Bytes>::new(), 0);
+    assert!(upload.source.is_none() && first.is_end_stream());
+    assert_eq!(first.size_hint().exact(), Some(0));
+    let again = next_attempt(&upload).unwrap();
+    assert!(again.is_end_stream());
+}
+
+#[test]
+fn bytes_are_kept_without_a_copy() {
+    let bytes = Bytes::from(vec![7; 1024]);
+    let (upload, mut first) = Upload::new(Full::new(bytes.clone()), 1024);
+    assert_eq!(first.size_hint().exact(), Some(1024));
+    let cx = &mut Context::from_waker(noop_waker_ref());
+    let mut pointer = |body: &mut ReplayBody<_>| match Pin::new(body).poll_frame(cx) {
+        Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap().as_ptr(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(pointer(&mut first), bytes.as_ptr());
+    assert!(first.is_end_stream());
+    let mut again = next_attempt(&upload).unwrap();
+    assert_eq!(again.size_hint().exact(), Some(1024));
+    assert_eq!(pointer(&mut again), bytes.as_ptr());
+    assert!(again.is_end_stream());
+}
+
+#[test]
+fn the_next_attempt_takes_the_source_over_and_the_old_one_is_woken_and_fails() {
+    let (upload, first) = Upload::new(Source::new(&[data("ab"), Step::Pend, data("cd")]), 9);
+    let mut first = tokio_test::task::spawn(first);
+    assert!(first.enter(|cx, body| body.poll_frame(cx)).is_ready());
+    assert!(first.enter(|cx, body| body.poll_frame(cx)).is_pending());
+    let mut again = next_attempt(&upload).unwrap();
+    assert!(first.is_woken());
+    for _ in 0..3 {
+        assert!(!first.is_end_stream());
+        assert_eq!(send_all(&mut first).error, Some(Superseded.to_string()));
+    }
+    let sent = send_all(&mut again);
+    assert_eq!((sent.data.as_slice(), sent.ended), (&b"abcd"[..], true));
+}
+
+#[test]
+fn a_paused_attempt_waits_and_goes_on_when_it_is_released() {
+    let (upload, body) = Upload::new(Source::new(&[data("ab"), data("cd")]), 9);
+    let mut body = tokio_test::task::spawn(body);
+    assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
+    assert!(upload.pause());
+    assert!(body.enter(|cx, body| body.poll_frame(cx)).is_pending());
+    upload.release();
+    assert!(body.is_woken());
+    let sent = send_all(&mut body);
+    assert_eq!((sent.data.as_slice(), sent.ended), (&b"cd"[..], true));
+    assert!(!upload.pause(), "what was released is no longer kept");
+}
+
+#[test]
+fn dropped_between_two_attempts_it_ends_the_upload() {
+    for (paused, error) in [(true, Some(Superseded.to_string())), (false, None)] {
+        let (upload, body) = Upload::new(Source::new(&[data("ab"), data("cd")]), 9);
+        let mut body = tokio_test::task::spawn(body);
+        assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
+        if paused {
+            upload.pause();
+            assert!(body.enter(|cx, body| body.poll_frame(cx)).is_pending());
+        }
+        drop(upload);
+        assert_eq!(body.is_woken(), paused);
+        assert_eq!(send_all(&mut body).error, error);
+    }
+}
+
+#[test]
+fn the_hint_is_exact_once_the_source_has_ended_but_not_in_front_of_trailers() {
+    let (upload, mut first) = Upload::new(Source::new(&[data("abc")]), 9);
+    assert_eq!(first.size_hint().exact(), None);
+    send_all(&mut first);
+    assert_eq!(next_attempt(&upload).unwrap().size_hint().exact(), Some(3));
+
+    // HTTP/1.1 sends trailers only behind a chunked body, which an exact length would rule out.
+    let (upload, mut first) = Upload::new(Source::new(&[data("abc"), Step::Trailers]), 9);
+    send_all(&mut first);
+    let mut again = next_attempt(&upload).unwrap();
+    let hint = again.size_hint();
+    assert_eq!((hint.lower(), hint.upper()), (3, None));
+    assert_eq!(send_all(&mut again).trailers, Some(trailers()));
+
+    // Where the caller's body gave its length, the first attempt went without chunks too.
+    let steps = [data("abc"), Step::Trailers];
+    let source = Source::with_hint(&steps, SizeHint::with_exact(3));
+    let (upload, mut first) = Upload::new(source, 9);
+    send_all(&mut first);
+    assert_eq!(next_attempt(&upload).unwrap().size_hint().exact(), Some(3));
+}
+
+#[test]
+fn what_is_known_to_be_too_large_is_not_kept_but_can_be_sent_again_untouched() {
+    let large = || Source::with_hint(&[data("a"), data("b")], SizeHint::with_exact(2));
+    let (upload, first) = Upload::new(large(), 1);
+    drop(first);
+    let mut again = next_attempt(&upload).unwrap();
+    assert_eq!(send_all(&mut again).data, b"ab");
+
+    let (upload, mut first) = Upload::new(large(), 1);
+    send(&mut first, 1, &mut Sent::default());
+    assert!(lock(upload.source.as_ref().unwrap()).kept.is_empty());
+    assert!(!upload.pause());
+}
+
+#[test]
+fn frames_without_data_are_passed_on_and_not_hoarded() {
+    let empty = vec![data(""); 100];
+    let (upload, mut first) = Upload::new(Source::new(&empty), 0);
+    let mut sent = Sent::default();
+    send(&mut first, 100, &mut sent);
+    assert!(lock(upload.source.as_ref().unwrap()).kept.is_empty());
+    assert!(upload.pause());
+}
+
+#[test]
+fn a_body_that_panics_has_failed() {
+    let (upload, mut first) = Upload::new(Source::new(&[data("ab"), Step::Panic]), 9);
+    send(&mut first, 1, &mut Sent::default());
+    let panicked = catch_unwind(AssertUnwindSafe(|| send_all(&mut first)));
+    assert!(panicked.is_err());
+    assert!(upload.failed() && !upload.pause());
+    assert!(send_all(&mut first).error.is_some());
+}
+
+#[test]
+fn the_bodies_are_send_and_sync_whatever_the_source() {
+    fn check<T: Send + Sync + Unpin>(_: &T) {}
+    let (upload, body) = Upload::new(Source::new(&[]), 1);
+    check(&body);
+    drop(upload);
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let chunk = proptest::collection::vec(any::<u8>(), 0..40).prop_map(Step::Data);
+    let chunks = proptest::collection::vec(prop_oneof![4 => chunk, 1 => Just(Step::Pend)], 0..12);
+    let end = prop_oneof![Just(None), Just(Some(Step::Trailers)), Just(Some(Step::Fail))];
+    (chunks, end).prop_map(|(mut steps, end)| {
+        steps.extend(end);
+        steps
+    })
+}
+
+fn whole(steps: &[Step]) -> Vec<u8> {
+    let data = steps.iter().filter_map(|step| match step {
+        Step::Data(data) => Some(data.as_slice()),
+        _ => None,
+    });
+    data.collect::<Vec<_>>().concat()
+}
+
+proptest! {
+    #[test]
+    fn each_attempt_sends_what_the_source_has_or_an_error(
+        steps in steps(),
+        limit in 0usize..300,
+        cuts in proptest::collection::vec(0usize..14, 0..4),
+    ) {
+        let whole = whole(&steps);
+        let fails = steps.contains(&Step::Fail);
+        let (upload, mut body) = Upload::new(Source::new(&steps), limit);
+        let mut sent = Sent::default();
+        for cut in cuts {
+            send(&mut body, cut, &mut sent);
+            prop_assert!(whole.starts_with(&sent.data));
+            let Some(next) = next_attempt(&upload) else {
+                prop_assert!(sent.data.len() > limit || sent.error.is_some());
+                upload.release();
+                break;
+            };
+            let superseded = send_all(&mut body);
+            prop_assert_eq!(superseded.error, Some(Superseded.to_string()));
+            prop_assert!(lock(upload.source.as_ref().unwrap()).kept.iter().map(Bytes::len).sum::<usize>() <= limit);
+            body = next;
+            sent = Sent::default();
+        }
+        if sent.error.is_none() {
+            let hint = body.size_hint();
+            let left = (whole.len() - sent.data.len()) as u64;
+            prop_assert!(hint.lower() <= left && hint.upper().is_none_or(|upper| upper >= left));
+            send(&mut body, usize::MAX, &mut sent);
+        }
+        prop_assert_eq!(sent.error.is_some(), fails);
+        prop_assert_eq!(sent.ended, !fails);
+        prop_assert_eq!(upload.failed(), fails);
+        prop_assert_eq!(&sent.data, &whole);
+        prop_assert_eq!(sent.trailers.is_some(), steps.contains(&Step::Trailers));
+    }
+}

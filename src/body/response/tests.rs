@@ -1,1 +1,98 @@
+use std::{
+    collections::VecDeque,
+    io,
+    task::{Context, Waker},
+};
 
+use http::HeaderMap;
+use http_body_util::{Full, StreamBody};
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Data(Vec<u8>),
+    Trailers,
+    Fail,
+}
+
+fn frame(step: Step) -> Result<Frame<Bytes>, io::Error> {
+    match step {
+        Step::Data(data) => Ok(Frame::data(data.into())),
+        Step::Trailers => Ok(Frame::trailers(HeaderMap::new())),
+        Step::Fail => Err(io::ErrorKind::ConnectionReset.into()),
+    }
+}
+
+fn source(steps: Vec<Step>) -> impl Body<Data = Bytes, Error = io::Error> {
+    StreamBody::new(futures_util::stream::iter(steps.into_iter().map(frame)))
+}
+
+/// All that a body yields: its data, and what came behind it.
+fn read<B: Body<Data = Bytes, Error = io::Error>>(body: B) -> (Vec<u8>, VecDeque<&'static str>) {
+    let mut body = std::pin::pin!(body);
+    let cx = &mut Context::from_waker(Waker::noop());
+    let (mut data, mut behind) = (Vec::new(), VecDeque::new());
+    loop {
+        match body.as_mut().poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(bytes) => data.extend(bytes),
+                Err(_) => behind.push_back("trailers"),
+            },
+            Poll::Ready(Some(Err(_))) => {
+                behind.push_back("error");
+                return (data, behind);
+            }
+            Poll::Ready(None) => return (data, behind),
+            Poll::Pending => panic!("nothing here waits"),
+        }
+    }
+}
+
+fn peeked<B: Body>(body: B, limit: usize) -> Peek<B> {
+    let mut peek = Peek::new(body);
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(peek.poll_keep(cx, limit, &mut 1000).is_ready());
+    peek
+}
+
+#[test]
+fn the_hints_tell_of_both_parts() {
+    let body = || Full::new(Bytes::from_static(b"hello"));
+    for limit in 0..10 {
+        let body = ResponseBody::from(peeked(body(), limit));
+        assert_eq!(body.size_hint().exact(), Some(5), "limit {limit}");
+        assert!(!body.is_end_stream());
+    }
+    let empty = ResponseBody::from(peeked(Full::<Bytes>::default(), 9));
+    assert!(empty.is_end_stream());
+    assert_eq!(empty.size_hint().exact(), Some(0));
+}
+
+#[test]
+fn what_costs_no_bytes_is_bounded_too() {
+    let endless = futures_util::stream::repeat_with(|| frame(Step::Data(Vec::new())));
+    let mut peek = Peek::new(StreamBody::new(endless));
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(peek.poll_keep(cx, 9, &mut 100).is_ready());
+    assert!(peek.poll_discard(cx, &mut 100).is_ready());
+}
+
+proptest! {
+    #[test]
+    fn what_was_read_is_put_back(
+        chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..30), 0..10),
+        end in prop_oneof![Just(None), Just(Some(Step::Trailers)), Just(Some(Step::Fail))],
+        limit in 0usize..200,
+    ) {
+        let steps: Vec<_> = chunks.into_iter().map(Step::Data).chain(end).collect();
+        let expected = read(source(steps.clone()));
+        let peek = peeked(source(steps), limit);
+        prop_assert_eq!(peek.kept(), &expected.0[..limit.min(expected.0.len())]);
+        let body = ResponseBody::from(peek);
+        prop_assert!(body.size_hint().lower() <= expected.0.len() as u64);
+        prop_assert!(!body.is_end_stream() || expected.0.is_empty() && expected.1.is_empty());
+        prop_assert_eq!(read(body), expected);
+    }
+}
