@@ -121,6 +121,10 @@ where
 {
     type Output = Result<Response<ResponseBody<R>>, S::Error>;
 
+    #[expect(
+        clippy::panic,
+        reason = "as every future that is polled after completion"
+    )]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
@@ -210,6 +214,7 @@ where
 }
 
 /// Where a step leads.
+#[expect(clippy::large_enum_variant, reason = "consumed where it is made")]
 enum Next<F, R: Body, E> {
     Attempt(F),
     Read(Box<FailedResponse<R>>),

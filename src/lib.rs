@@ -81,6 +81,16 @@
 //!   `instant` are unmaintained (RUSTSEC-2025-0012, RUSTSEC-2024-0384).
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// What a caller or a server sends must not be able to make it panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 mod layer;
 

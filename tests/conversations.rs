@@ -319,7 +319,7 @@ async fn a_body_above_the_limit_is_sent_once() {
         (3, StopReason::BodyNotReplayable),
         (4, StopReason::RetriesExhausted),
     ] {
-        let client = RetryLayer::new(policy().replay_limit(limit)).layer(inner.clone());
+        let client = RetryLayer::new(policy().replay_limit(limit)).layer(inner);
         let response = client.oneshot(request("PUT")).await.unwrap();
         assert_eq!(RetryOutcome::of(&response).stop_reason(), Some(stop));
     }

@@ -145,7 +145,7 @@ impl<R: Body> Peek<R> {
     fn size_hint(&self) -> SizeHint {
         let rest = match &self.rest {
             Rest::Unread(body) => body.size_hint(),
-            Rest::Failed(_, hint) => hint.clone(),
+            Rest::Failed(_, hint) => *hint,
             Rest::Trailers(_) | Rest::Ended => SizeHint::with_exact(0),
         };
         let mut hint = SizeHint::new();

@@ -65,7 +65,7 @@ impl Body for Source {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.hint.clone()
+        self.hint
     }
 }
 
@@ -277,7 +277,11 @@ fn the_bodies_are_send_and_sync_whatever_the_source() {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let chunk = proptest::collection::vec(any::<u8>(), 0..40).prop_map(Step::Data);
     let chunks = proptest::collection::vec(prop_oneof![4 => chunk, 1 => Just(Step::Pend)], 0..12);
-    let end = prop_oneof![Just(None), Just(Some(Step::Trailers)), Just(Some(Step::Fail))];
+    let end = prop_oneof![
+        Just(None),
+        Just(Some(Step::Trailers)),
+        Just(Some(Step::Fail))
+    ];
     (chunks, end).prop_map(|(mut steps, end)| {
         steps.extend(end);
         steps
