@@ -1,7 +1,7 @@
 //! What happened: the documented error contract, as a classifier. What to do about it is decided in
 //! [`RetryPolicy`](crate::RetryPolicy).
 
-use std::fmt;
+use std::{error, fmt};
 
 use http::{Request, Response, StatusCode};
 use tower_http::classify::{
@@ -9,7 +9,7 @@ use tower_http::classify::{
     ServerErrorsFailureClass, StatusInRangeFailureClass,
 };
 
-use crate::{error::InvalidStatus, invalid_token, transport};
+use crate::{invalid_token, transport};
 
 /// The documented contract of the Mondo (later Monzo) bank API, as a classifier.
 ///
@@ -106,7 +106,8 @@ impl ApiErrorsAsFailures {
         true
     }
 
-    fn get(&self, status: StatusCode) -> Retryability {
+    /// What is said of a status.
+    pub(crate) fn retryability(&self, status: StatusCode) -> Retryability {
         let bits = Self::place(status)
             .and_then(|(index, shift)| self.table.get(index).map(|byte| byte >> shift & 0b11));
         match bits {
@@ -127,7 +128,7 @@ impl fmt::Debug for ApiErrorsAsFailures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let statuses = (400..600).filter_map(|code| StatusCode::from_u16(code).ok());
         let retried = statuses
-            .map(|status| (status.as_u16(), self.get(status)))
+            .map(|status| (status.as_u16(), self.retryability(status)))
             .filter(|(_, retryability)| *retryability != Retryability::Never);
         f.write_str("ApiErrorsAsFailures ")?;
         f.debug_map().entries(retried).finish()
@@ -153,7 +154,7 @@ impl ClassifyResponse for ApiErrorsAsFailures {
             Some(kind) => Err(ApiFailureClass {
                 kind,
                 status: Some(status),
-                retryability: self.get(status),
+                retryability: self.retryability(status),
             }),
         })
     }
@@ -184,6 +185,37 @@ impl MakeClassifier for ApiErrorsAsFailures {
         self.clone()
     }
 }
+
+/// A status was named that is no failure, and so is never retried.
+///
+/// ```
+/// use http::StatusCode;
+/// use tower_http_retry::{Retryability, RetryPolicy};
+///
+/// let error = RetryPolicy::new()
+///     .retry_status(StatusCode::OK, Retryability::Always)
+///     .unwrap_err();
+/// assert_eq!(error.to_string(), "200 OK is not a 4xx or 5xx status");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidStatus {
+    status: StatusCode,
+}
+
+impl InvalidStatus {
+    /// The status that was refused.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+}
+
+impl fmt::Display for InvalidStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is not a 4xx or 5xx status", self.status)
+    }
+}
+
+impl error::Error for InvalidStatus {}
 
 /// A failure as [`ApiErrorsAsFailures`] reads it.
 ///
@@ -387,7 +419,7 @@ impl RetryableFailure for ApiFailureClass {
 impl RetryableFailure for ServerErrorsFailureClass {
     fn retryability(&self) -> Retryability {
         match self {
-            Self::StatusCode(status) => ApiErrorsAsFailures::new().get(*status),
+            Self::StatusCode(status) => ApiErrorsAsFailures::new().retryability(*status),
             Self::Error(_) => Retryability::Never,
         }
     }
@@ -396,7 +428,7 @@ impl RetryableFailure for ServerErrorsFailureClass {
 impl RetryableFailure for StatusInRangeFailureClass {
     fn retryability(&self) -> Retryability {
         match self {
-            Self::StatusCode(status) => ApiErrorsAsFailures::new().get(*status),
+            Self::StatusCode(status) => ApiErrorsAsFailures::new().retryability(*status),
             Self::Error(_) => Retryability::Never,
         }
     }
@@ -455,9 +487,13 @@ mod tests {
                 for other in (400..600).map(|code| StatusCode::from_u16(code).unwrap()) {
                     let expected = match other == status {
                         true => retryability,
-                        false => before.get(other),
+                        false => before.retryability(other),
                     };
-                    assert_eq!(after.get(other), expected, "{status} set, {other} read");
+                    assert_eq!(
+                        after.retryability(other),
+                        expected,
+                        "{status} set, {other} read"
+                    );
                 }
             }
         }

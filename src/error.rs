@@ -1,36 +1,454 @@
-//! What a setting is refused with.
+//! Failures as typed errors.
 
-use std::{error, fmt};
+use std::{error, fmt, sync::OnceLock, time::Duration};
 
-use http::StatusCode;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tower::BoxError;
 
-/// A status was named that is no failure, and so is never retried.
+use crate::{
+    classify::{ApiErrorsAsFailures, ApiFailureKind, Retryability},
+    invalid_token,
+    outcome::{RetryOutcome, StopReason},
+    transport,
+};
+
+/// A failed call: the API's answer, or the transport's error.
+///
+/// Made by [`ErrorForStatus`](crate::ErrorForStatus) and
+/// [`error_for_status`](crate::error_for_status). It is as large as a few pointers.
 ///
 /// ```
-/// use http::StatusCode;
-/// use tower_http_retry::{Retryability, RetryPolicy};
+/// use tower_http_retry::{ApiFailureKind, Error, StopReason};
 ///
-/// let error = RetryPolicy::new()
-///     .retry_status(StatusCode::OK, Retryability::Always)
-///     .unwrap_err();
-/// assert_eq!(error.to_string(), "200 OK is not a 4xx or 5xx status");
+/// fn advice(error: &Error) -> &'static str {
+///     match error {
+///         Error::Api(api) if api.is_invalid_token() => "refresh the token",
+///         Error::Api(api) if api.http_status().is_client_error() && !api.is_retryable() => "mend the request",
+///         _ => match error.outcome().stop_reason() {
+///             Some(StopReason::NotIdempotent) => "look whether it was carried out",
+///             _ => "queue it for later",
+///         },
+///     }
+/// }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvalidStatus {
-    pub(crate) status: StatusCode,
+pub enum Error {
+    /// The server answered with a 4xx or 5xx.
+    Api(ApiError),
+    /// There was no answer.
+    Transport(TransportError),
 }
 
-impl InvalidStatus {
-    /// The status that was refused.
-    pub fn status(&self) -> StatusCode {
-        self.status
+impl Error {
+    /// What failed.
+    pub fn kind(&self) -> ApiFailureKind {
+        match self {
+            Self::Api(error) => error.kind(),
+            Self::Transport(error) => error.kind(),
+        }
+    }
+
+    /// The status of the answer; `None` where there was none.
+    pub fn http_status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Api(error) => Some(error.http_status()),
+            Self::Transport(_) => None,
+        }
+    }
+
+    /// What the retry layer did.
+    pub fn outcome(&self) -> RetryOutcome {
+        match self {
+            Self::Api(error) => error.outcome(),
+            Self::Transport(error) => error.outcome(),
+        }
     }
 }
 
-impl fmt::Display for InvalidStatus {
+impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is not a 4xx or 5xx status", self.status)
+        match self {
+            Self::Api(error) => error.fmt(f),
+            Self::Transport(error) => error.fmt(f),
+        }
     }
 }
 
-impl error::Error for InvalidStatus {}
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Api(error) => error.fmt(f),
+            Self::Transport(error) => error.fmt(f),
+        }
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Self::Api(_) => None,
+            Self::Transport(error) => error.source(),
+        }
+    }
+}
+
+/// A response with a 4xx or 5xx, as an error.
+///
+/// Its `Display` is one line to act on: the status, what the contract says of it, the API's own
+/// message, the attempts. Words of the message that look like a credential, and query strings, are
+/// left out of it; headers and the rest of the body appear neither there nor in `Debug`.
+pub struct ApiError {
+    // Boxed, so that a `Result` stays small where nothing fails.
+    failed: Box<Failed>,
+}
+
+struct Failed {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+    cut: bool,
+    json: OnceLock<Option<Value>>,
+    retry_after: Option<Duration>,
+    outcome: RetryOutcome,
+}
+
+impl ApiError {
+    pub(crate) fn new(
+        status: StatusCode,
+        headers: HeaderMap,
+        body: Bytes,
+        cut: bool,
+        retry_after: Option<Duration>,
+        outcome: RetryOutcome,
+    ) -> Self {
+        let json = OnceLock::new();
+        Self {
+            failed: Box::new(Failed {
+                status,
+                headers,
+                body,
+                cut,
+                json,
+                retry_after,
+                outcome,
+            }),
+        }
+    }
+
+    /// What failed, as the contract names it; [`ApiFailureKind::InvalidToken`] where the body or
+    /// `WWW-Authenticate` says so, whatever the status.
+    pub fn kind(&self) -> ApiFailureKind {
+        if self.is_invalid_token() {
+            return ApiFailureKind::InvalidToken;
+        }
+        ApiFailureKind::of_status(self.failed.status).unwrap_or(ApiFailureKind::Other)
+    }
+
+    /// The response's status.
+    pub fn http_status(&self) -> StatusCode {
+        self.failed.status
+    }
+
+    /// The response's headers.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.failed.headers
+    }
+
+    /// The response's body, as far as it was read.
+    pub fn body(&self) -> &Bytes {
+        &self.failed.body
+    }
+
+    /// Whether [`body`](Self::body) is not all of it: it was larger than the limit, took longer than
+    /// the time, or broke off.
+    pub fn is_body_cut(&self) -> bool {
+        self.failed.cut
+    }
+
+    /// The body as JSON, parsed when it is first asked for; `None` where it is no JSON, or
+    /// compressed.
+    pub fn json_body(&self) -> Option<&Value> {
+        let failed = &*self.failed;
+        let parse = || invalid_token::json(&failed.headers, &failed.body);
+        failed.json.get_or_init(parse).as_ref()
+    }
+
+    /// The body as an error type of one's own.
+    ///
+    /// # Errors
+    ///
+    /// Where the body is not JSON, or not of that shape.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_slice(&self.failed.body)
+    }
+
+    /// The error object's `error`, where it is a string: `invalid_token`, for instance.
+    pub fn error(&self) -> Option<&str> {
+        self.text("error")
+    }
+
+    /// The error object's `code`, where it is a string:
+    /// `unauthorized.bad_access_token.expired`, for instance.
+    pub fn code(&self) -> Option<&str> {
+        self.text("code")
+    }
+
+    /// The error object's `message`, where it is a string.
+    pub fn message(&self) -> Option<&str> {
+        self.text("message")
+    }
+
+    /// The error object's `error_description`, where it is a string.
+    pub fn error_description(&self) -> Option<&str> {
+        self.text("error_description")
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        self.json_body()?.get(key)?.as_str()
+    }
+
+    /// The response's `Retry-After`, counted from its arrival; `None` without a valid one.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.failed.retry_after
+    }
+
+    /// What the retry layer did. Without that layer, one attempt and no stop reason.
+    pub fn outcome(&self) -> RetryOutcome {
+        self.failed.outcome
+    }
+
+    /// Whether the access token is invalid or has expired.
+    pub fn is_invalid_token(&self) -> bool {
+        invalid_token::in_header(&self.failed.headers)
+            || self.json_body().is_some_and(invalid_token::in_json)
+    }
+
+    /// Whether the documented contract would have such a failure retried: 429, 500 and 504 without
+    /// `invalid_token`. Of these, the last two only where the request may be repeated.
+    pub fn is_retryable(&self) -> bool {
+        let retryability = ApiErrorsAsFailures::new().retryability(self.failed.status);
+        retryability != Retryability::Never && !self.is_invalid_token()
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = self.failed.status;
+        f.write_str(status.as_str())?;
+        if let Some(reason) = status.canonical_reason() {
+            write!(f, " {reason}")?;
+        }
+        write!(f, ": {}", meaning(self.kind()))?;
+        let message = self.message().or(self.error_description());
+        if let Some(message) = message.map(presentable).filter(|it| !it.is_empty()) {
+            write!(f, ": {message}")?;
+        }
+        after(f, self.failed.outcome)
+    }
+}
+
+impl fmt::Debug for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiError")
+            .field("status", &self.failed.status)
+            .field("kind", &self.kind())
+            .field("body_len", &self.failed.body.len())
+            .field("cut", &self.failed.cut)
+            .field("retry_after", &self.failed.retry_after)
+            .field("outcome", &self.failed.outcome)
+            .finish_non_exhaustive()
+    }
+}
+
+impl error::Error for ApiError {}
+
+impl From<ApiError> for Error {
+    fn from(error: ApiError) -> Self {
+        Self::Api(error)
+    }
+}
+
+/// An error of the inner service: no answer came.
+///
+/// The inner error is its [`source`](error::Error::source). It is left out of `Display` and `Debug`,
+/// since nothing is known of what it shows.
+pub struct TransportError {
+    broken: Box<Broken>,
+}
+
+struct Broken {
+    kind: ApiFailureKind,
+    source: BoxError,
+    outcome: RetryOutcome,
+}
+
+impl TransportError {
+    pub(crate) fn new(source: BoxError, outcome: RetryOutcome) -> Self {
+        let kind = transport::kind(&source);
+        Self {
+            broken: Box::new(Broken {
+                kind,
+                source,
+                outcome,
+            }),
+        }
+    }
+
+    /// What failed: [`Connect`](ApiFailureKind::Connect), [`Timeout`](ApiFailureKind::Timeout),
+    /// [`Interrupted`](ApiFailureKind::Interrupted) or [`Other`](ApiFailureKind::Other).
+    pub fn kind(&self) -> ApiFailureKind {
+        self.broken.kind
+    }
+
+    /// How often the request was handed to the inner service; 0 where it did not get ready.
+    pub fn attempts(&self) -> u32 {
+        self.broken.outcome.attempts()
+    }
+
+    /// Why the retry layer stopped; `None` without that layer.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.broken.outcome.stop_reason()
+    }
+
+    /// What the retry layer did.
+    pub fn outcome(&self) -> RetryOutcome {
+        self.broken.outcome
+    }
+
+    /// The inner error; `downcast_ref` leads to its own type.
+    pub fn get_ref(&self) -> &(dyn error::Error + Send + Sync + 'static) {
+        &*self.broken.source
+    }
+
+    /// The inner error, unwrapped.
+    pub fn into_inner(self) -> BoxError {
+        self.broken.source
+    }
+}
+
+impl fmt::Display for TransportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(meaning(self.broken.kind))?;
+        after(f, self.broken.outcome)
+    }
+}
+
+impl fmt::Debug for TransportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransportError")
+            .field("kind", &self.broken.kind)
+            .field("outcome", &self.broken.outcome)
+            .finish_non_exhaustive()
+    }
+}
+
+impl error::Error for TransportError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        Some(&*self.broken.source)
+    }
+}
+
+/// What the contract says of a failure.
+fn meaning(kind: ApiFailureKind) -> &'static str {
+    match kind {
+        ApiFailureKind::BadRequest => "arguments are missing or malformed",
+        ApiFailureKind::Unauthorized => "not authenticated",
+        ApiFailureKind::Forbidden => "authenticated, but not permitted",
+        ApiFailureKind::NotFound => "no such endpoint",
+        ApiFailureKind::MethodNotAllowed => "wrong verb for this endpoint",
+        ApiFailureKind::NotAcceptable => "no content format that the request accepts",
+        ApiFailureKind::TooManyRequests => "over the rate limit, back off",
+        ApiFailureKind::InternalServerError | ApiFailureKind::ServerError => "fault on the server",
+        ApiFailureKind::GatewayTimeout => "timed out on the server",
+        ApiFailureKind::InvalidToken => "the access token is invalid or has expired",
+        ApiFailureKind::ClientError => "failed given the information provided",
+        ApiFailureKind::Connect => "the server could not be reached",
+        ApiFailureKind::Timeout => "no answer in time",
+        ApiFailureKind::Interrupted => "the connection broke before the answer was complete",
+        ApiFailureKind::Other => "the call failed",
+    }
+}
+
+/// The attempts, where there is something to tell of them.
+fn after(f: &mut fmt::Formatter<'_>, outcome: RetryOutcome) -> fmt::Result {
+    match outcome.attempts() {
+        0 => f.write_str(" (never sent)"),
+        1 => f.write_str(" (1 attempt)"),
+        attempts => write!(f, " ({attempts} attempts)"),
+    }
+}
+
+/// A message of the API for a person: one line, not long, without what nobody may read in a log.
+fn presentable(message: &str) -> String {
+    const MOST: usize = 200;
+
+    let mut line = String::new();
+    let mut behind_scheme = false;
+    for word in message.split(|c: char| c.is_whitespace() || c.is_control()) {
+        let word = match behind_scheme || looks_secret(word) {
+            true => "[redacted]",
+            false => word.split('?').next().unwrap_or_default(),
+        };
+        behind_scheme = ["bearer", "basic"].contains(&word.to_ascii_lowercase().as_str());
+        if word.is_empty() {
+            continue;
+        }
+        if line.len() + word.len() > MOST {
+            line.push_str(" …");
+            break;
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    line
+}
+
+/// Whether a word may be a credential: long, and not only letters.
+fn looks_secret(word: &str) -> bool {
+    let longest = word
+        .split(|c: char| !c.is_ascii_alphanumeric() && !"-._~+/=".contains(c))
+        .map(|run| match run.bytes().any(|byte| byte.is_ascii_digit()) {
+            true => run.len(),
+            false => 0,
+        });
+    longest.max().unwrap_or_default() >= 16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_made_presentable() {
+        let long = "word ".repeat(100);
+        let presented_long = presentable(&long);
+        assert!(presented_long.len() <= 210 && presented_long.ends_with('…'));
+        for (message, expected) in [
+            ("Slow down", "Slow down"),
+            ("  two\nlines\t\u{7}x ", "two lines x"),
+            ("no /accounts?token=abc here", "no /accounts here"),
+            (
+                "bad token eyJhbGciOiJIUzI1NiJ9.e30.x",
+                "bad token [redacted]",
+            ),
+            ("sent Bearer abc today", "sent Bearer [redacted] today"),
+            ("token='0af7651916cd43dd'", "[redacted]"),
+            (
+                "unauthorized.bad_access_token.expired",
+                "unauthorized.bad_access_token.expired",
+            ),
+            ("", ""),
+        ] {
+            assert_eq!(presentable(message), expected);
+        }
+    }
+
+    #[test]
+    fn a_result_stays_small() {
+        assert!(size_of::<Error>() <= 2 * size_of::<usize>());
+    }
+}

@@ -30,6 +30,8 @@ use crate::{
     transport,
 };
 
+pub use crate::error_for_status::ErrorForStatusFuture;
+
 pin_project! {
     /// The future of [`Retry`](crate::Retry): all attempts of one request.
     ///
@@ -273,7 +275,6 @@ where
                     parts,
                     peek: Peek::new(body),
                     inspected: false,
-                    patience: FailedResponse::<R>::PATIENCE,
                     drain: self.policy.drain_limit,
                     failure,
                     hint,
@@ -393,7 +394,6 @@ struct FailedResponse<R: Body> {
     parts: response::Parts,
     peek: Peek<R>,
     inspected: bool,
-    patience: usize,
     /// How many bytes may still be discarded.
     drain: usize,
     failure: Reason,
@@ -411,9 +411,6 @@ enum Read {
 }
 
 impl<R: Body> FailedResponse<R> {
-    /// How many frames without data may come before reading is given up.
-    const PATIENCE: usize = 1024;
-
     fn poll_read<C>(
         &mut self,
         cx: &mut Context<'_>,
@@ -440,8 +437,7 @@ impl<R: Body> FailedResponse<R> {
         if self.inspected {
             return Poll::Ready(());
         }
-        let limit = policy.inspect_limit;
-        self.peek.poll_keep(cx, limit, &mut self.patience)
+        self.peek.poll_keep(cx, policy.inspect_limit)
     }
 
     fn inspect(&self) -> Read {

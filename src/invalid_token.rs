@@ -18,16 +18,22 @@ pub(crate) fn in_header(headers: &HeaderMap) -> bool {
 
 /// Whether a body that starts with `body` is a JSON object with `"error": "invalid_token"`.
 ///
-/// `headers` are the response's: a compressed body is not taken for JSON.
+/// `headers` are the response's.
 pub(crate) fn in_body(headers: &HeaderMap, body: &[u8]) -> bool {
+    json(headers, body).is_some_and(|value| in_json(&value))
+}
+
+/// Whether a body, read as JSON, says so.
+pub(crate) fn in_json(body: &Value) -> bool {
+    body.get("error")
+        .is_some_and(|error| error == INVALID_TOKEN)
+}
+
+/// The body as JSON; a compressed body is not taken for JSON.
+pub(crate) fn json(headers: &HeaderMap, body: &[u8]) -> Option<Value> {
     let mut codings = headers.get_all(CONTENT_ENCODING).into_iter();
-    if !codings.all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        return false;
-    }
-    match serde_json::from_slice(body) {
-        Ok(Value::Object(object)) => object.get("error").is_some_and(|e| e == INVALID_TOKEN),
-        _ => false,
-    }
+    let plain = codings.all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    plain.then(|| serde_json::from_slice(body).ok()).flatten()
 }
 
 fn names_it((name, value): (&[u8], Vec<u8>)) -> bool {

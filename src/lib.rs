@@ -118,15 +118,19 @@ mod outcome;
 
 mod observe;
 
+mod error_for_status;
+
 mod error;
 
 pub use self::{
     backoff::{Backoff, ExponentialBackoff},
     body::{ReplayBody, ResponseBody, Superseded},
     classify::{
-        ApiErrorsAsFailures, ApiFailureClass, ApiFailureKind, Retryability, RetryableFailure,
+        ApiErrorsAsFailures, ApiFailureClass, ApiFailureKind, InvalidStatus, Retryability,
+        RetryableFailure,
     },
-    error::InvalidStatus,
+    error::{ApiError, Error, TransportError},
+    error_for_status::{ErrorForStatus, ErrorForStatusLayer, error_for_status},
     layer::RetryLayer,
     outcome::{OutcomeHandle, RetryOutcome, StopReason},
     policy::{RequestOptions, RetryPolicy},

@@ -37,6 +37,12 @@ impl RetryOutcome {
         found.copied().unwrap_or(Self::FIRST_TRY)
     }
 
+    /// The inner service did not even get ready.
+    pub(crate) const UNSENT: Self = Self {
+        attempts: 0,
+        ..Self::FIRST_TRY
+    };
+
     pub(crate) const FIRST_TRY: Self = Self {
         attempts: 1,
         waited: Duration::ZERO,
@@ -44,7 +50,8 @@ impl RetryOutcome {
         retry_after: None,
     };
 
-    /// How often the request was handed to the inner service, 1 or more.
+    /// How often the request was handed to the inner service: 1 or more, and 0 only in an
+    /// [`Error`](crate::Error) of a service that did not even get ready.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
@@ -149,5 +156,9 @@ impl OutcomeHandle {
 
     pub(crate) fn set(&self, outcome: RetryOutcome) {
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+    }
+
+    pub(crate) fn clear(&self) {
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }

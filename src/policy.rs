@@ -7,8 +7,7 @@ use tower_http::classify::MakeClassifier;
 
 use crate::{
     backoff::{Backoff, Delays, DynBackoff, ExponentialBackoff},
-    classify::{ApiErrorsAsFailures, Retryability, RetryableFailure},
-    error::InvalidStatus,
+    classify::{ApiErrorsAsFailures, InvalidStatus, Retryability, RetryableFailure},
     outcome::StopReason,
 };
 

@@ -15,6 +15,8 @@ use http_body::{Body, SizeHint};
 /// [`ResponseBody::from`](super::ResponseBody), which puts what was read in front of the rest.
 pub(crate) struct Peek<R: Body> {
     pub(super) kept: Vec<u8>,
+    /// How many more frames without data are read, which no other limit bounds.
+    patience: usize,
     /// The part beyond the limit of the frame that reached it.
     pub(super) beyond: Bytes,
     pub(super) rest: Rest<R>,
@@ -32,6 +34,7 @@ impl<R: Body> Peek<R> {
     pub(crate) fn new(body: R) -> Self {
         Self {
             kept: Vec::new(),
+            patience: 1024,
             beyond: Bytes::new(),
             rest: match body.is_end_stream() {
                 true => Rest::Ended,
@@ -45,23 +48,31 @@ impl<R: Body> Peek<R> {
         &self.kept
     }
 
-    /// Reads until `limit` bytes are kept, the body has ended, or `patience` is at its end.
-    ///
-    /// `patience` bounds what costs no bytes: frames without data.
-    pub(crate) fn poll_keep(
-        &mut self,
-        cx: &mut Context<'_>,
-        limit: usize,
-        patience: &mut usize,
-    ) -> Poll<()> {
-        while self.kept.len() < limit && *patience > 0 {
+    /// All that has been kept.
+    pub(crate) fn into_kept(self) -> Vec<u8> {
+        self.kept
+    }
+
+    /// Whether the body ended where what is kept ends.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.beyond.is_empty()
+            && match &self.rest {
+                Rest::Unread(body) => body.is_end_stream(),
+                Rest::Failed(..) => false,
+                Rest::Trailers(_) | Rest::Ended => true,
+            }
+    }
+
+    /// Reads until `limit` bytes are kept or the body has ended.
+    pub(crate) fn poll_keep(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<()> {
+        while self.kept.len() < limit && self.patience > 0 {
             let Some(mut data) = ready!(self.poll_data(cx)) else {
                 break;
             };
             let room = limit.saturating_sub(self.kept.len());
             let fits = data.split_to(room.min(data.len()));
             if fits.is_empty() {
-                *patience -= 1;
+                self.patience -= 1;
             }
             self.kept.extend_from_slice(&fits);
             self.beyond = data;
