@@ -373,7 +373,8 @@ pub enum Retryability {
     /// The server may have acted on it: only where acting twice does no harm
     /// ([RFC 9110 §9.2.2](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2)).
     IfIdempotent,
-    /// The server has not acted on it.
+    /// The server has not acted on it. That holds where one call of the inner service is one exchange
+    /// with the server: what follows redirects, say, belongs outside of the layer.
     Always,
 }
 

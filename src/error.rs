@@ -109,6 +109,7 @@ struct Failed {
     headers: HeaderMap,
     body: Bytes,
     cut: bool,
+    invalid_token: bool,
     json: OnceLock<Option<Value>>,
     retry_after: Option<Duration>,
     outcome: RetryOutcome,
@@ -123,14 +124,16 @@ impl ApiError {
         retry_after: Option<Duration>,
         outcome: RetryOutcome,
     ) -> Self {
-        let json = OnceLock::new();
+        let invalid_token =
+            invalid_token::in_header(&headers) || invalid_token::in_body(&headers, &body);
         Self {
             failed: Box::new(Failed {
                 status,
                 headers,
                 body,
                 cut,
-                json,
+                invalid_token,
+                json: OnceLock::new(),
                 retry_after,
                 outcome,
             }),
@@ -171,7 +174,8 @@ impl ApiError {
     /// compressed.
     pub fn json_body(&self) -> Option<&Value> {
         let failed = &*self.failed;
-        let parse = || invalid_token::json(&failed.headers, &failed.body);
+        let text = || invalid_token::json_text(&failed.headers, &failed.body);
+        let parse = || serde_json::from_slice(text()?).ok();
         failed.json.get_or_init(parse).as_ref()
     }
 
@@ -221,8 +225,7 @@ impl ApiError {
 
     /// Whether the access token is invalid or has expired.
     pub fn is_invalid_token(&self) -> bool {
-        invalid_token::in_header(&self.failed.headers)
-            || self.json_body().is_some_and(invalid_token::in_json)
+        self.failed.invalid_token
     }
 
     /// Whether the documented contract would have such a failure retried: 429, 500 and 504 without

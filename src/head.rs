@@ -37,7 +37,7 @@ impl Head {
 
     fn has_idempotency_key(&self) -> bool {
         let key = self.parts.headers.get(IDEMPOTENCY_KEY);
-        key.is_some_and(|key| !key.is_empty())
+        key.is_some_and(|key| !key.as_bytes().trim_ascii().is_empty())
     }
 
     /// Where the caller wants to read the outcome.
@@ -67,6 +67,7 @@ mod tests {
             ("PURGE", None, None, false),
             ("POST", Some("\"8e03978e\""), None, true),
             ("POST", Some(""), None, false),
+            ("POST", Some(" "), None, false),
             ("POST", None, Some(true), true),
             ("POST", Some("8e03978e"), Some(false), false),
             ("GET", None, Some(false), false),

@@ -1,10 +1,16 @@
 //! The authentication error `invalid_token`: in a header (RFC 6750 §3.1), or in the error object.
 
+use std::{borrow::Cow, fmt};
+
 use http::{
     HeaderMap,
     header::{CONTENT_ENCODING, WWW_AUTHENTICATE},
 };
-use serde_json::Value;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
 
 const INVALID_TOKEN: &str = "invalid_token";
 
@@ -18,22 +24,59 @@ pub(crate) fn in_header(headers: &HeaderMap) -> bool {
 
 /// Whether a body that starts with `body` is a JSON object with `"error": "invalid_token"`.
 ///
-/// `headers` are the response's.
+/// `headers` are the response's: a compressed body is not taken for JSON. Of the object only that key is
+/// read, so that nothing in the rest can hide it.
 pub(crate) fn in_body(headers: &HeaderMap, body: &[u8]) -> bool {
-    json(headers, body).is_some_and(|value| in_json(&value))
+    let object = json_text(headers, body).map(serde_json::from_slice);
+    matches!(
+        object,
+        Some(Ok(ErrorObject {
+            invalid_token: true
+        }))
+    )
 }
 
-/// Whether a body, read as JSON, says so.
-pub(crate) fn in_json(body: &Value) -> bool {
-    body.get("error")
-        .is_some_and(|error| error == INVALID_TOKEN)
-}
+/// The text of a body that may be JSON.
+pub(crate) fn json_text<'a>(headers: &HeaderMap, body: &'a [u8]) -> Option<&'a [u8]> {
+    const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The body as JSON; a compressed body is not taken for JSON.
-pub(crate) fn json(headers: &HeaderMap, body: &[u8]) -> Option<Value> {
     let mut codings = headers.get_all(CONTENT_ENCODING).into_iter();
     let plain = codings.all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
-    plain.then(|| serde_json::from_slice(body).ok()).flatten()
+    plain.then(|| body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body))
+}
+
+struct ErrorObject {
+    invalid_token: bool,
+}
+
+impl<'de> Deserialize<'de> for ErrorObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ErrorObjectVisitor)
+    }
+}
+
+struct ErrorObjectVisitor;
+
+impl<'de> Visitor<'de> for ErrorObjectVisitor {
+    type Value = ErrorObject;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an error object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ErrorObject, A::Error> {
+        let mut invalid_token = false;
+        while let Some(key) = map.next_key::<Cow<'_, str>>()? {
+            if key == "error" {
+                let value: &RawValue = map.next_value()?;
+                let text: Result<Cow<'_, str>, _> = serde_json::from_str(value.get());
+                invalid_token = text.is_ok_and(|text| text == INVALID_TOKEN);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(ErrorObject { invalid_token })
+    }
 }
 
 fn names_it((name, value): (&[u8], Vec<u8>)) -> bool {
@@ -172,6 +215,14 @@ mod tests {
             &HeaderMap::new(),
             br#" { "error" : "invalid\u005ftoken" } "#
         ));
+        for hard in [
+            "\u{feff}{\"error\":\"invalid_token\"}",
+            r#"{"x":1e999,"error":"invalid_token"}"#,
+            r#"{"x":"\ud800","error":"invalid_token"}"#,
+            r#"{"error":"other","error":"invalid_token"}"#,
+        ] {
+            assert!(in_body(&HeaderMap::new(), hard.as_bytes()), "{hard}");
+        }
         let deep = [b"[".repeat(4096), b"]".repeat(4096)].concat();
         let deep_error = [b"{\"error\":".to_vec(), deep.clone(), b"}".to_vec()].concat();
         let does_not: &[&[u8]] = &[
@@ -187,7 +238,7 @@ mod tests {
             br#"{"error":"INVALID_TOKEN"}"#,
             br#"{"error":"invalid_token""#,
             br#""{\"error\":\"invalid_token\"}""#,
-            b"{\"error\":\"invalid_token\",\"x\":\"\xff\"}",
+            b"{\"error\":\"invalid_token\xff\"}",
             &deep,
             &deep_error,
         ];

@@ -2,7 +2,9 @@ use std::{fmt, sync::Arc};
 
 use tower_layer::Layer;
 
-use crate::{classify::ApiErrorsAsFailures, policy::RetryPolicy, service::Retry};
+use crate::{
+    budget::RetryBudget, classify::ApiErrorsAsFailures, policy::RetryPolicy, service::Retry,
+};
 
 /// Wraps an HTTP client service in [`Retry`].
 ///
@@ -22,8 +24,22 @@ impl<C> RetryLayer<C> {
     /// A layer that follows `policy`.
     pub fn new(policy: RetryPolicy<C>) -> Self {
         Self {
-            policy: Arc::new(policy),
+            policy: Arc::new(policy.with_own_budget()),
         }
+    }
+
+    /// What the retries of this layer are paid from, to be watched; `None` without a budget.
+    ///
+    /// ```
+    /// use tower_http_retry::{RetryLayer, RetryPolicy};
+    ///
+    /// let layer = RetryLayer::new(RetryPolicy::new());
+    /// assert_eq!(layer.budget().and_then(|budget| budget.tokens()), Some(50));
+    /// let layer = RetryLayer::new(RetryPolicy::new().no_budget());
+    /// assert!(layer.budget().is_none());
+    /// ```
+    pub fn budget(&self) -> Option<&RetryBudget> {
+        self.policy.spending()
     }
 }
 

@@ -24,6 +24,8 @@
 //! 6. The wait, which is the server's `Retry-After` plus the next delay of the schedule, would end
 //!    past the deadline: [`StopReason::DeadlineExceeded`], now and not after sleeping.
 //!
+//! 7. The budget has nothing left: [`StopReason::BudgetExhausted`].
+//!
 //! A response that is stopped so reaches the caller unread. Otherwise the start of its body is looked
 //! into: `"error": "invalid_token"` stops too, and the caller gets the response whole. The rest is
 //! read and dropped, so that the connection can be used again; then comes the wait, counted from the
@@ -35,7 +37,7 @@
 //! use bytes::Bytes;
 //! use http::{Request, Response, StatusCode};
 //! use http_body_util::Empty;
-//! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+//! use tower::{Service, ServiceBuilder, ServiceExt};
 //! use tower_http_retry::{RetryLayer, RetryOutcome, RetryPolicy};
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -114,6 +116,10 @@ mod retry_after;
 
 pub mod backoff;
 
+mod budget;
+
+mod gate;
+
 mod outcome;
 
 mod observe;
@@ -122,15 +128,19 @@ mod error_for_status;
 
 mod error;
 
+mod sync;
+
 pub use self::{
     backoff::{Backoff, ExponentialBackoff},
     body::{ReplayBody, ResponseBody, Superseded},
+    budget::{InvalidBudget, RetryBudget},
     classify::{
         ApiErrorsAsFailures, ApiFailureClass, ApiFailureKind, InvalidStatus, Retryability,
         RetryableFailure,
     },
     error::{ApiError, Error, TransportError},
     error_for_status::{ErrorForStatus, ErrorForStatusLayer, error_for_status},
+    gate::RateGate,
     layer::RetryLayer,
     outcome::{OutcomeHandle, RetryOutcome, StopReason},
     policy::{RequestOptions, RetryPolicy},

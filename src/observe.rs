@@ -61,23 +61,32 @@ macro_rules! giving_up {
     };
 }
 impl Observer {
-    /// The first attempt begins.
-    pub(crate) fn first_attempt<B>(request: &Request<B>) -> Self {
-        let attempt = attempt_span!(request,);
-        let spans = (!attempt.is_disabled()).then(|| {
-            let caller = Span::current();
-            Box::new(Spans { caller, attempt })
-        });
-        Self { spans }
+    pub(crate) fn new() -> Self {
+        Self { spans: None }
     }
 
-    /// Another attempt begins.
-    pub(crate) fn next_attempt<B>(&mut self, request: &Request<B>, resend_count: u32) {
+    /// The first attempt has to wait: its span will be a child of the present one.
+    pub(crate) fn wait_for_first_attempt(&mut self) {
+        let caller = Span::current();
+        let attempt = Span::none();
+        self.spans = Some(Box::new(Spans { caller, attempt }));
+    }
+
+    /// An attempt begins, after so many others.
+    pub(crate) fn attempt<B>(&mut self, request: &Request<B>, resend_count: u32) {
         if let Some(spans) = &mut self.spans {
             spans.attempt = attempt_span!(request, parent: &spans.caller,);
-            spans
-                .attempt
-                .record("http.request.resend_count", resend_count);
+            if resend_count > 0 {
+                spans
+                    .attempt
+                    .record("http.request.resend_count", resend_count);
+            }
+        } else if resend_count == 0 {
+            let attempt = attempt_span!(request,);
+            if !attempt.is_disabled() {
+                let caller = Span::current();
+                self.spans = Some(Box::new(Spans { caller, attempt }));
+            }
         }
     }
 

@@ -50,8 +50,8 @@ impl RetryOutcome {
         retry_after: None,
     };
 
-    /// How often the request was handed to the inner service: 1 or more, and 0 only in an
-    /// [`Error`](crate::Error) of a service that did not even get ready.
+    /// How often the request was handed to the inner service: 1 or more, and 0 only where the rate gate
+    /// never let it out, or in an [`Error`](crate::Error) of a service that did not even get ready.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
@@ -88,7 +88,8 @@ impl RetryOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StopReason {
-    /// The contract says that this failure is not to be retried.
+    /// The contract says that this failure is not to be retried; or the inner service did not get
+    /// ready again, and its error is final.
     NotRetryable,
     /// The access token is invalid or has expired; sending it again changes nothing.
     InvalidToken,
@@ -101,6 +102,11 @@ pub enum StopReason {
     BodyNotReplayable,
     /// The next attempt would start only after the deadline.
     DeadlineExceeded,
+    /// What the layer may spend on retries is spent.
+    BudgetExhausted,
+    /// The rate gate would let the request out only after the deadline. The response is the layer's own,
+    /// not the server's: a 429 without a body, whose `Retry-After` is the time at which to come back.
+    RateGated,
 }
 
 impl StopReason {
@@ -113,6 +119,8 @@ impl StopReason {
             Self::NotIdempotent => "not_idempotent",
             Self::BodyNotReplayable => "body_not_replayable",
             Self::DeadlineExceeded => "deadline_exceeded",
+            Self::BudgetExhausted => "budget_exhausted",
+            Self::RateGated => "rate_gated",
         }
     }
 }

@@ -7,7 +7,9 @@ use tower_http::classify::MakeClassifier;
 
 use crate::{
     backoff::{Backoff, Delays, DynBackoff, ExponentialBackoff},
+    budget::RetryBudget,
     classify::{ApiErrorsAsFailures, InvalidStatus, Retryability, RetryableFailure},
+    gate::RateGate,
     outcome::StopReason,
 };
 
@@ -23,6 +25,8 @@ use crate::{
 /// | [`drain_limit`](Self::drain_limit) | 256 KiB | a response read to its end leaves a connection that can be used again |
 /// | [`inspect_timeout`](Self::inspect_timeout) | 1 s | a stalled body must not hold a retry up |
 /// | [`retry_non_idempotent`](Self::retry_non_idempotent) | false | RFC 9110 §9.2.2 |
+/// | [`budget`](Self::budget) | one of its own for each layer: capacity 50, a retry costs 10 | two storms, simulated: see the example `storm` |
+/// | [`rate_gate`](Self::rate_gate) | none | one gate stands for one quota, and only the user knows who shares it |
 /// | [`retry_status`](Self::retry_status) | 429 always; 500 and 504 if idempotent | the documented contract |
 /// | [`classifier`](Self::classifier) | [`ApiErrorsAsFailures`] | the documented contract |
 ///
@@ -47,12 +51,23 @@ pub struct RetryPolicy<C = ApiErrorsAsFailures> {
     pub(crate) classifier: C,
     backoff: Arc<dyn DynBackoff>,
     max_retries: u32,
-    max_elapsed: Duration,
+    pub(crate) max_elapsed: Duration,
     pub(crate) replay_limit: usize,
     pub(crate) inspect_limit: usize,
     pub(crate) drain_limit: usize,
     pub(crate) inspect_timeout: Duration,
     retry_non_idempotent: bool,
+    budget: Spending,
+    pub(crate) gate: Option<RateGate>,
+}
+
+/// What retries may cost.
+#[derive(Clone, Debug)]
+enum Spending {
+    /// Each layer has a budget of its own.
+    Default,
+    Shared(RetryBudget),
+    Unlimited,
 }
 
 impl RetryPolicy {
@@ -68,6 +83,8 @@ impl RetryPolicy {
             drain_limit: 256 * 1024,
             inspect_timeout: Duration::from_secs(1),
             retry_non_idempotent: false,
+            budget: Spending::Default,
+            gate: None,
         }
     }
 
@@ -110,6 +127,8 @@ impl<C> RetryPolicy<C> {
             drain_limit: self.drain_limit,
             inspect_timeout: self.inspect_timeout,
             retry_non_idempotent: self.retry_non_idempotent,
+            budget: self.budget,
+            gate: self.gate,
         }
     }
 
@@ -180,16 +199,62 @@ impl<C> RetryPolicy<C> {
         self
     }
 
+    /// What retries are paid from; by default each layer has a [`RetryBudget::default`] of its own.
+    ///
+    /// A budget that is given here is shared by all layers made from this policy or a clone of it, and
+    /// by whoever else has a clone of the budget.
+    #[must_use]
+    pub fn budget(mut self, budget: RetryBudget) -> Self {
+        self.budget = Spending::Shared(budget);
+        self
+    }
+
+    /// Lets every request retry, whatever others do. Then retries multiply an outage by the number of
+    /// attempts.
+    #[must_use]
+    pub fn no_budget(mut self) -> Self {
+        self.budget = Spending::Unlimited;
+        self
+    }
+
+    /// Sends no attempt that the server's rate limit would refuse, as far as that can be known; by
+    /// default there is no gate.
+    ///
+    /// One gate stands for one quota: give clones of it to all policies whose requests share it.
+    #[must_use]
+    pub fn rate_gate(mut self, gate: RateGate) -> Self {
+        self.gate = Some(gate);
+        self
+    }
+
+    /// The same policy with the budget of one layer.
+    pub(crate) fn with_own_budget(self) -> Self {
+        match self.budget {
+            Spending::Default => self.budget(RetryBudget::default()),
+            Spending::Shared(_) | Spending::Unlimited => self,
+        }
+    }
+
+    /// What retries are paid from, if they have to be.
+    pub(crate) fn spending(&self) -> Option<&RetryBudget> {
+        match &self.budget {
+            Spending::Shared(budget) => Some(budget),
+            Spending::Default | Spending::Unlimited => None,
+        }
+    }
+
     /// The delays of one request.
     pub(crate) fn delays(&self) -> Delays {
         self.backoff.boxed_delays()
     }
 
-    /// What to do after a failure. `next_delay` is asked at most once, where it matters.
+    /// What to do after a failure. `next_delay` and `pay`, which takes what a retry costs, are asked at
+    /// most once, where it matters.
     pub(crate) fn decide(
         &self,
         failure: Failure,
         next_delay: impl FnOnce() -> Option<Duration>,
+        pay: impl FnOnce() -> bool,
     ) -> Decision {
         if failure.invalid_token {
             return Decision::Stop(StopReason::InvalidToken);
@@ -212,10 +277,16 @@ impl<C> RetryPolicy<C> {
         }
         let wait = failure.hint.unwrap_or_default().checked_add(delay);
         let start = wait.and_then(|wait| failure.elapsed.checked_add(wait));
-        match (wait, start) {
-            (Some(wait), Some(start)) if start <= self.max_elapsed => Decision::RetryAfter(wait),
-            _ => Decision::Stop(StopReason::DeadlineExceeded),
+        let wait = match (wait, start) {
+            (Some(wait), Some(start)) if start <= self.max_elapsed => wait,
+            _ => return Decision::Stop(StopReason::DeadlineExceeded),
+        };
+        // Where the server set the time of the retry, the retry is the server's to bear.
+        let free = failure.rate_limited && failure.hint.is_some_and(|hint| !hint.is_zero());
+        if !free && !pay() {
+            return Decision::Stop(StopReason::BudgetExhausted);
         }
+        Decision::RetryAfter(wait)
     }
 }
 
@@ -236,6 +307,8 @@ impl<C: fmt::Debug> fmt::Debug for RetryPolicy<C> {
             .field("drain_limit", &self.drain_limit)
             .field("inspect_timeout", &self.inspect_timeout)
             .field("retry_non_idempotent", &self.retry_non_idempotent)
+            .field("budget", &self.budget)
+            .field("gate", &self.gate)
             .finish_non_exhaustive()
     }
 }
@@ -250,6 +323,8 @@ pub(crate) struct Failure {
     pub(crate) retries: u32,
     pub(crate) may_be_repeated: bool,
     pub(crate) body_is_replayable: bool,
+    /// The status is 429.
+    pub(crate) rate_limited: bool,
     /// The server's `Retry-After`.
     pub(crate) hint: Option<Duration>,
     /// From the call to the failure.
@@ -284,7 +359,8 @@ impl RequestOptions {
     }
 
     /// Says that acting twice on this request does no harm (or that it does), whatever its method
-    /// and headers. Unsaid, an idempotent method or an `Idempotency-Key` header decides.
+    /// and headers. Unsaid, an idempotent method or an `Idempotency-Key` header decides. What the
+    /// server has not acted on (a 429, a refused connection) is retried either way.
     #[must_use]
     pub fn repeatable(mut self, repeatable: bool) -> Self {
         self.repeatable = Some(repeatable);
@@ -305,13 +381,14 @@ mod tests {
             retries: 0,
             may_be_repeated: true,
             body_is_replayable: true,
+            rate_limited: false,
             hint: None,
             elapsed: Duration::ZERO,
         }
     }
 
     fn decide(policy: &RetryPolicy, failure: Failure) -> Decision {
-        policy.decide(failure, || Some(SECOND))
+        policy.decide(failure, || Some(SECOND), || true)
     }
 
     #[test]
@@ -351,8 +428,34 @@ mod tests {
     }
 
     #[test]
+    fn what_the_budget_does_not_pay_for_stops_unless_the_server_set_its_time() {
+        let policy = RetryPolicy::new();
+        let broke = |failure| policy.decide(failure, || Some(SECOND), || false);
+        let failure = worth_retrying();
+        let limited = Failure {
+            rate_limited: true,
+            ..failure
+        };
+        let hinted = |failure, hint| Failure {
+            hint: Some(hint),
+            ..failure
+        };
+        let exhausted = Decision::Stop(StopReason::BudgetExhausted);
+        for failure in [
+            failure,
+            limited,
+            hinted(limited, Duration::ZERO),
+            hinted(failure, SECOND),
+        ] {
+            assert_eq!(broke(failure), exhausted, "{failure:?}");
+        }
+        let free = hinted(limited, SECOND);
+        assert_eq!(broke(free), Decision::RetryAfter(2 * SECOND));
+    }
+
+    #[test]
     fn the_end_of_the_schedule_is_the_end_of_the_retries() {
-        let decision = RetryPolicy::new().decide(worth_retrying(), || None);
+        let decision = RetryPolicy::new().decide(worth_retrying(), || None, || true);
         assert_eq!(decision, Decision::Stop(StopReason::RetriesExhausted));
     }
 
@@ -415,7 +518,7 @@ mod tests {
             "RetryPolicy { classifier: ApiErrorsAsFailures {429: Always, 500: IfIdempotent, \
              504: IfIdempotent}, max_retries: 3, max_elapsed: 60s, replay_limit: 65536, \
              inspect_limit: 16384, drain_limit: 262144, inspect_timeout: 1s, \
-             retry_non_idempotent: false, .. }"
+             retry_non_idempotent: false, budget: Default, gate: None, .. }"
         );
     }
 }

@@ -109,6 +109,11 @@ mod hyper_stack {
     }
 
     fn of_hyper(error: &hyper::Error) -> Option<ApiFailureKind> {
+        // The task of the connection is gone: that of a runtime that ends, or over HTTP/2 that of a
+        // connection that ended while the request waited for a stream.
+        if error.is_user() && error.to_string() == DISPATCH_GONE {
+            return Some(ApiFailureKind::Interrupted);
+        }
         // A fault of the caller's own code, whatever network error it may hold as its source.
         if error.is_user() || error.is_body_write_aborted() {
             return Some(ApiFailureKind::Other);
@@ -124,22 +129,41 @@ mod hyper_stack {
         if error.is_incomplete_message() {
             return Some(ApiFailureKind::Interrupted);
         }
-        None
+        let source = error.source()?;
+        match super::kind_of_chain(source) {
+            // A connection was there; only HTTP/2 can say that it did not process a request, and only
+            // as long as there is no response.
+            ApiFailureKind::Connect
+                if !source.is::<h2::Error>() || error.to_string() != REQUEST_OVER_HTTP2 =>
+            {
+                Some(ApiFailureKind::Interrupted)
+            }
+            kind => Some(kind),
+        }
     }
+
+    // hyper tells these two apart by their texts only; tests hold that they still do.
+    const DISPATCH_GONE: &str = "dispatch task is gone";
+    const REQUEST_OVER_HTTP2: &str = "http2 error";
 
     fn of_h2(error: &h2::Error) -> Option<ApiFailureKind> {
         // An error that carries neither frame is a bare reason: one that the peer gave.
         let from_peer = error.is_remote() || !(error.is_reset() || error.is_go_away());
         let refused = from_peer && error.reason() == Some(Reason::REFUSED_STREAM);
-        // h2 fails a stream with the peer's GOAWAY only where the stream is above its last id.
+        // h2 fails a stream with the peer's GOAWAY where the stream is above its last id. (It fails one
+        // so, too, that hyper opens in the very moment in which a GOAWAY arrives; its errors do not tell
+        // the two apart.)
         if refused || error.is_go_away() && error.is_remote() {
             return Some(ApiFailureKind::Connect);
         }
         if error.is_reset() && error.is_remote() {
             return Some(ApiFailureKind::Interrupted);
         }
-        // Its `source` is empty: the io error is in here only.
-        error.get_io().map(|io| super::kind_of_chain(io))
+        // Its `source` is empty: the io error is in here only, and that of a connection that was there.
+        match super::kind_of_chain(error.get_io()?) {
+            ApiFailureKind::Connect => Some(ApiFailureKind::Interrupted),
+            kind => Some(kind),
+        }
     }
 }
 
@@ -210,5 +234,73 @@ mod tests {
         assert_eq!(kind(&refused), ApiFailureKind::Connect);
         let internal = h2::Error::from(h2::Reason::INTERNAL_ERROR);
         assert_eq!(kind(&internal), ApiFailureKind::Other);
+    }
+
+    #[cfg(feature = "hyper")]
+    mod texts_of_hyper {
+        use super::*;
+        use bytes::Bytes;
+        use http_body_util::{BodyExt, Empty};
+        use hyper::client::conn::{http1, http2};
+        use hyper_util::rt::{TokioExecutor, TokioIo};
+
+        #[tokio::test]
+        async fn a_connection_whose_task_is_gone_was_interrupted() {
+            let (ours, _theirs) = tokio::io::duplex(1024);
+            let (mut client, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
+            let connection = tokio::spawn(connection);
+            let mut call = tokio_test::task::spawn(
+                client.send_request(http::Request::new(Empty::<Bytes>::new())),
+            );
+            assert!(call.poll().is_pending());
+            tokio::task::yield_now().await;
+            connection.abort();
+            let error = call.await.unwrap_err();
+            assert!(error.is_user(), "{error:?}");
+            assert_eq!(kind(&error), ApiFailureKind::Interrupted);
+        }
+
+        #[tokio::test]
+        async fn a_stream_is_refused_before_a_response_and_broken_behind_one() {
+            for (head_first, expected) in [
+                (false, ApiFailureKind::Connect),
+                (true, ApiFailureKind::Interrupted),
+            ] {
+                let (ours, theirs) = tokio::io::duplex(64 * 1024);
+                let (head_arrived, head_was_read) = tokio::sync::oneshot::channel();
+                let mut head_was_read = Some(head_was_read);
+                tokio::spawn(async move {
+                    let mut server = h2::server::handshake(theirs).await.unwrap();
+                    while let Some(Ok((_request, mut reply))) = server.accept().await {
+                        if head_first {
+                            let head = http::Response::new(());
+                            let mut body = reply.send_response(head, false).unwrap();
+                            let head_was_read = head_was_read.take().unwrap();
+                            tokio::spawn(async move {
+                                head_was_read.await.unwrap();
+                                body.send_reset(h2::Reason::REFUSED_STREAM);
+                            });
+                        } else {
+                            reply.send_reset(h2::Reason::REFUSED_STREAM);
+                        }
+                    }
+                });
+                let io = TokioIo::new(ours);
+                let (mut client, connection) =
+                    http2::handshake(TokioExecutor::new(), io).await.unwrap();
+                tokio::spawn(connection);
+                let request =
+                    http::Request::post("http://api.example/").body(Empty::<Bytes>::new());
+                let result = client.send_request(request.unwrap()).await;
+                let error = match result {
+                    Ok(response) => {
+                        head_arrived.send(()).unwrap();
+                        response.into_body().collect().await.unwrap_err()
+                    }
+                    Err(error) => error,
+                };
+                assert_eq!(kind(&error), expected, "{error:?}");
+            }
+        }
     }
 }

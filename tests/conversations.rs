@@ -26,8 +26,8 @@ use tower_http::classify::{
     ServerErrorsAsFailures, ServerErrorsFailureClass, SharedClassifier, StatusInRangeAsFailures,
 };
 use tower_http_retry::{
-    OutcomeHandle, ReplayBody, RequestOptions, ResponseBody, RetryLayer, RetryOutcome, RetryPolicy,
-    Retryability, RetryableFailure, StopReason,
+    OutcomeHandle, ReplayBody, RequestOptions, ResponseBody, RetryBudget, RetryLayer, RetryOutcome,
+    RetryPolicy, Retryability, RetryableFailure, StopReason,
 };
 use tower_test::mock::{Handle, Mock, SendResponse};
 
@@ -463,6 +463,116 @@ async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_that_is_always_ready_is_read_no_longer_than_set() {
+    let policy = policy().drain_limit(usize::MAX);
+    let (mock, handle): (Mock<Sent, _>, Server) = tower_test::mock::pair();
+    let mut handle = pin!(handle);
+    let mut call = pin!(RetryLayer::new(policy).layer(mock).oneshot(request("GET")));
+    assert!(poll_once(call.as_mut()).await.is_none());
+    let endless = answer_with(500, Endless::default());
+    expect(handle.as_mut()).await.send_response(endless);
+    // It gives the thread back, so that its timer is looked at.
+    assert!(poll_once(call.as_mut()).await.is_none());
+    tokio::time::advance(SECOND).await;
+    assert!(poll_once(call.as_mut()).await.is_none());
+    expect(handle.as_mut()).await.send_response(answer(200));
+    assert_eq!(call.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reading_the_failed_response_does_not_pass_the_deadline() {
+    let policy = policy().max_elapsed(SECOND / 5);
+    let start = Instant::now();
+    let stalled = StreamBody::new(futures_util::stream::pending());
+    let script = vec![Ok(answer_with(500, stalled)), Ok(answer(200))];
+    run(policy, request("GET"), script).await.unwrap();
+    assert_eq!(start.elapsed(), SECOND / 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_budget_bounds_the_retries_of_all_requests_and_successes_pay_for_them() {
+    let budget = RetryBudget::new(20, 10).unwrap();
+    let policy = || policy().budget(budget.clone());
+    let script = (0..3).map(|_| Ok(answer(500))).collect();
+    let response = run(policy(), request("GET"), script).await.unwrap();
+    let stop = RetryOutcome::of(&response).stop_reason();
+    assert_eq!(stop, Some(StopReason::BudgetExhausted));
+    assert_eq!((budget.tokens(), budget.refusals()), (Some(0), 1));
+    // A 404 pays too: the server is alive. A POST that failed does not.
+    for (status, method, tokens) in [(200, "GET", 1), (404, "GET", 2), (500, "POST", 2)] {
+        run(policy(), request(method), vec![Ok(answer(status))])
+            .await
+            .unwrap();
+        assert_eq!(budget.tokens(), Some(tokens));
+    }
+    // Where the server set the time, the retry is free.
+    let limited = with_header(answer(429), "retry-after", "1");
+    let script = vec![Ok(limited), Ok(answer(200))];
+    run(policy(), request("GET"), script).await.unwrap();
+    assert_eq!(budget.tokens(), Some(3));
+    for _ in 0..7 {
+        run(policy(), request("GET"), vec![Ok(answer(200))])
+            .await
+            .unwrap();
+    }
+    // A retry that succeeds gets back what it cost.
+    let script = vec![Ok(answer(504)), Ok(answer(200))];
+    run(policy(), request("GET"), script).await.unwrap();
+    assert_eq!((budget.tokens(), budget.withdrawals()), (Some(10), 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_retry_that_was_never_sent_is_given_back() {
+    let budget = RetryBudget::default();
+    let policy = || policy().budget(budget.clone());
+    for (sent, tokens) in [(false, 50), (true, 40)] {
+        let (mock, handle): (Mock<Sent, _>, Server) = tower_test::mock::pair();
+        let mut handle = pin!(handle);
+        let mut call = Box::pin(
+            RetryLayer::new(policy())
+                .layer(mock)
+                .oneshot(request("GET")),
+        );
+        assert!(poll_once(call.as_mut()).await.is_none());
+        expect(handle.as_mut()).await.send_response(answer(500));
+        assert!(poll_once(call.as_mut()).await.is_none());
+        assert_eq!(budget.tokens(), Some(40));
+        if sent {
+            tokio::time::advance(SECOND).await;
+            assert!(poll_once(call.as_mut()).await.is_none());
+            drop(expect(handle.as_mut()).await);
+        }
+        drop(call);
+        assert_eq!(budget.tokens(), Some(tokens));
+    }
+    // A retry is not sent, either, where the failed response is found to say invalid_token.
+    let budget = RetryBudget::default();
+    let token = answer_with(500, Full::from(TOKEN_ERROR).map_err(never));
+    let policy = self::policy().budget(budget.clone());
+    run(policy, request("GET"), vec![Ok(token)]).await.unwrap();
+    assert_eq!(budget.tokens(), Some(50));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outcome_that_a_layer_further_in_left_is_not_taken_for_ones_own() {
+    let calls = AtomicU32::new(0);
+    let client = ServiceBuilder::new()
+        .layer(RetryLayer::new(policy()))
+        .map_request(|request: Sent| request)
+        .map_response(|response: Response<ResponseBody<Reply>>| response)
+        .layer(RetryLayer::new(policy()))
+        .service(service_fn(
+            async |_: Request<ReplayBody<ReplayBody<Upload>>>| {
+                let first = calls.fetch_add(1, Ordering::Relaxed) == 0;
+                Ok::<_, io::Error>(answer(if first { 500 } else { 200 }))
+            },
+        ));
+    let response = client.oneshot(request("GET")).await.unwrap();
+    assert_eq!(RetryOutcome::of(&response).attempts(), 1);
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_it_waits_a_request_holds_no_permit() {
     let calls = Arc::new(AtomicU32::new(0));
     let inner = ServiceBuilder::new()
@@ -677,6 +787,7 @@ async fn a_status_named_in_the_policy_is_retried() {
 #[tokio::test(start_paused = true)]
 async fn a_schedule_of_zeros_does_not_occupy_the_thread() {
     let policy = RetryPolicy::new()
+        .no_budget()
         .max_retries(u32::MAX)
         .max_elapsed(Duration::MAX)
         .backoff(|| std::iter::repeat(Duration::ZERO));

@@ -32,14 +32,19 @@ pub(super) enum Rest<R: Body> {
 
 impl<R: Body> Peek<R> {
     pub(crate) fn new(body: R) -> Self {
+        let mut peek = Self::empty();
+        if !body.is_end_stream() {
+            peek.rest = Rest::Unread(Box::pin(body));
+        }
+        peek
+    }
+
+    pub(crate) fn empty() -> Self {
         Self {
             kept: Vec::new(),
             patience: 1024,
             beyond: Bytes::new(),
-            rest: match body.is_end_stream() {
-                true => Rest::Ended,
-                false => Rest::Unread(Box::pin(body)),
-            },
+            rest: Rest::Ended,
         }
     }
 
@@ -65,7 +70,9 @@ impl<R: Body> Peek<R> {
 
     /// Reads until `limit` bytes are kept or the body has ended.
     pub(crate) fn poll_keep(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<()> {
+        let mut frames = 0;
         while self.kept.len() < limit && self.patience > 0 {
+            ready!(give_way(cx, &mut frames));
             let Some(mut data) = ready!(self.poll_data(cx)) else {
                 break;
             };
@@ -84,7 +91,9 @@ impl<R: Body> Peek<R> {
     pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> Poll<()> {
         *budget = budget.saturating_sub(self.beyond.len());
         self.beyond = Bytes::new();
+        let mut frames = 0;
         while *budget > 0 {
+            ready!(give_way(cx, &mut frames));
             let Some(data) = ready!(self.poll_data(cx)) else {
                 break;
             };
@@ -122,4 +131,17 @@ impl<R: Body> Peek<R> {
             },
         })
     }
+}
+
+/// Gives the thread back from time to time: a body that is always ready must not keep the task from
+/// looking at its timer.
+fn give_way(cx: &Context<'_>, frames: &mut u32) -> Poll<()> {
+    const AT_ONCE: u32 = 64;
+
+    *frames += 1;
+    if *frames <= AT_ONCE {
+        return Poll::Ready(());
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
 }

@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
@@ -116,8 +116,11 @@ where
             return Poll::Ready(None);
         };
         let mut shared = lock(source);
-        if shared.turn != this.turn || shared.failed {
+        if shared.turn != this.turn {
             return Poll::Ready(Some(Err(Superseded.into())));
+        }
+        if shared.failed {
+            return Poll::Ready(Some(Err("the request body has failed".into())));
         }
         if let Some(data) = shared.replay(&mut this.next) {
             this.sent += data.len() as u64;
@@ -180,7 +183,7 @@ where
 
 /// The layer's end of a request body, from which the body of each attempt is made.
 ///
-/// Dropped between two attempts, it ends an upload that is still under way.
+/// Dropped before it was released, it ends an upload that is still under way.
 pub(crate) struct Upload<B> {
     source: Option<Arc<Mutex<Shared<B>>>>,
 }
@@ -202,11 +205,13 @@ impl<B: Body> Upload<B> {
             body: Some(Box::pin(body)),
             failed: false,
             kept: VecDeque::new(),
+            crumbs: BytesMut::new(),
             trailers: None,
             pulled: 0,
             incomplete: false,
             turn: 0,
             paused: false,
+            released: false,
             waker: None,
         }));
         let first = ReplayBody::of_turn(Some(source.clone()), 0);
@@ -233,7 +238,9 @@ impl<B> Upload<B> {
         let Some(source) = &self.source else { return };
         let mut shared = lock(source);
         shared.paused = false;
+        shared.released = true;
         shared.incomplete = true;
+        shared.crumbs = BytesMut::new();
         let waker = shared.waker.take();
         drop(shared);
         wake(waker);
@@ -245,6 +252,7 @@ impl<B> Upload<B> {
         let mut shared = lock(source);
         shared.turn = shared.turn.wrapping_add(1);
         shared.paused = false;
+        shared.sweep();
         let waker = shared.waker.take();
         drop(shared);
         wake(waker);
@@ -264,8 +272,8 @@ impl<B> Upload<B> {
 
 impl<B> Drop for Upload<B> {
     fn drop(&mut self) {
-        let between_attempts = self.source.as_ref().is_some_and(|it| lock(it).paused);
-        if between_attempts {
+        let under_way = self.source.as_ref().is_some_and(|it| !lock(it).released);
+        if under_way {
             self.supersede();
         }
     }
@@ -279,6 +287,8 @@ struct Shared<B> {
     failed: bool,
     /// Data in order; where `incomplete`, what is still to be sent of it.
     kept: VecDeque<Bytes>,
+    /// Small data behind that, copied together; sent by the attempt that reads.
+    crumbs: BytesMut,
     trailers: Option<HeaderMap>,
     /// How many bytes have come from the source.
     pulled: u64,
@@ -289,6 +299,8 @@ struct Shared<B> {
     /// The attempt that may read.
     turn: u32,
     paused: bool,
+    /// The call has ended: there is no further attempt.
+    released: bool,
     /// The task of the attempt that found nothing to send.
     waker: Option<Waker>,
 }
@@ -310,12 +322,33 @@ impl<B> Shared<B> {
     fn keep(&mut self, data: &Bytes) {
         let fits = u64::try_from(self.limit).is_ok_and(|limit| self.pulled <= limit);
         if !self.incomplete && fits {
-            if !data.is_empty() {
-                self.kept.push_back(data.clone());
-            }
+            self.push(data);
         } else {
             self.incomplete = true;
             self.kept = VecDeque::new();
+            self.crumbs = BytesMut::new();
+        }
+    }
+
+    /// Keeps data as it is, unless there is much of it in small pieces: each would hold on to the buffer
+    /// that it is a part of, which may be large.
+    fn push(&mut self, data: &Bytes) {
+        const AS_THEY_ARE: usize = 16;
+        const SMALL: usize = 4 * 1024;
+
+        if self.kept.len() >= AS_THEY_ARE && data.len() < SMALL {
+            self.crumbs.extend_from_slice(data);
+            return;
+        }
+        self.sweep();
+        if !data.is_empty() {
+            self.kept.push_back(data.clone());
+        }
+    }
+
+    fn sweep(&mut self) {
+        if !self.crumbs.is_empty() {
+            self.kept.push_back(self.crumbs.split().freeze());
         }
     }
 
@@ -355,6 +388,7 @@ where
                     self.failed = true;
                     self.body = None;
                     self.kept = VecDeque::new();
+                    self.crumbs = BytesMut::new();
                     return Poll::Ready(Some(Err(error.into())));
                 }
                 Poll::Ready(None) => {

@@ -58,6 +58,10 @@ pin_project! {
 }
 
 impl<R: Body> ResponseBody<R> {
+    pub(crate) fn empty() -> Self {
+        Peek::empty().into()
+    }
+
     /// A body that nobody has read from.
     pub(crate) fn unread(body: R) -> Self {
         let inner = Inner::Unread { body };

@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::task::noop_waker_ref;
 use http::{HeaderMap, HeaderValue};
-use http_body_util::{Empty, Full};
+use http_body_util::{Empty, Full, StreamBody};
 use proptest::prelude::*;
 
 use super::*;
@@ -194,19 +194,31 @@ fn a_paused_attempt_waits_and_goes_on_when_it_is_released() {
 }
 
 #[test]
-fn dropped_between_two_attempts_it_ends_the_upload() {
-    for (paused, error) in [(true, Some(Superseded.to_string())), (false, None)] {
-        let (upload, body) = Upload::new(Source::new(&[data("ab"), data("cd")]), 9);
+fn dropped_before_its_release_it_ends_the_upload() {
+    for (released, error) in [(false, Some(Superseded.to_string())), (true, None)] {
+        let (upload, body) = Upload::new(Source::new(&[data("ab"), Step::Pend, data("cd")]), 9);
         let mut body = tokio_test::task::spawn(body);
         assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
-        if paused {
-            upload.pause();
-            assert!(body.enter(|cx, body| body.poll_frame(cx)).is_pending());
+        assert!(body.enter(|cx, body| body.poll_frame(cx)).is_pending());
+        if released {
+            upload.release();
         }
         drop(upload);
-        assert_eq!(body.is_woken(), paused);
+        assert!(body.is_woken());
         assert_eq!(send_all(&mut body).error, error);
     }
+}
+
+#[test]
+fn small_pieces_do_not_hold_on_to_the_buffers_they_are_part_of() {
+    let byte = |_| Ok::<_, io::Error>(Frame::data(Bytes::from(vec![b'x'; 16 * 1024]).slice(..1)));
+    let source = StreamBody::new(futures_util::stream::iter((0..1000).map(byte)));
+    let (upload, mut first) = Upload::new(source, 64 * 1024);
+    assert_eq!(send_all(&mut first).data.len(), 1000);
+    let mut again = next_attempt(&upload).unwrap();
+    assert!(lock(upload.source.as_ref().unwrap()).kept.len() < 20);
+    assert_eq!(again.size_hint().exact(), Some(1000));
+    assert_eq!(send_all(&mut again).data, vec![b'x'; 1000]);
 }
 
 #[test]
@@ -276,7 +288,7 @@ fn the_bodies_are_send_and_sync_whatever_the_source() {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let chunk = proptest::collection::vec(any::<u8>(), 0..40).prop_map(Step::Data);
-    let chunks = proptest::collection::vec(prop_oneof![4 => chunk, 1 => Just(Step::Pend)], 0..12);
+    let chunks = proptest::collection::vec(prop_oneof![4 => chunk, 1 => Just(Step::Pend)], 0..40);
     let end = prop_oneof![
         Just(None),
         Just(Some(Step::Trailers)),
@@ -300,8 +312,8 @@ proptest! {
     #[test]
     fn each_attempt_sends_what_the_source_has_or_an_error(
         steps in steps(),
-        limit in 0usize..300,
-        cuts in proptest::collection::vec(0usize..14, 0..4),
+        limit in 0usize..900,
+        cuts in proptest::collection::vec(0usize..42, 0..4),
     ) {
         let whole = whole(&steps);
         let fails = steps.contains(&Step::Fail);
@@ -317,7 +329,8 @@ proptest! {
             };
             let superseded = send_all(&mut body);
             prop_assert_eq!(superseded.error, Some(Superseded.to_string()));
-            prop_assert!(lock(upload.source.as_ref().unwrap()).kept.iter().map(Bytes::len).sum::<usize>() <= limit);
+            let kept = &lock(upload.source.as_ref().unwrap()).kept;
+            prop_assert!(kept.iter().map(Bytes::len).sum::<usize>() <= limit);
             body = next;
             sent = Sent::default();
         }

@@ -1,0 +1,384 @@
+//! What all clones of a layer may spend on retries.
+
+use std::{error, fmt, num::NonZeroU32};
+
+use tower::retry::budget::Budget;
+
+use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
+
+/// A budget of tokens that bounds the retries of all requests that share it.
+///
+/// It starts full. A retry costs [`cost`](Self::new) tokens and is refused where they are not there
+/// ([`StopReason::BudgetExhausted`](crate::StopReason::BudgetExhausted)). An answer to a first attempt
+/// that is no failure worth retrying (a 404 too: the server is alive) gives 1 token; such an answer to
+/// a retry gives back what that retry cost. A retry after a 429 whose `Retry-After` is above zero is
+/// free, since the server set its time. So retries are paid by successes, and an outage, which brings
+/// none, cannot pay for them: Bronson et al., "Metastable Failures in Distributed Systems", HotOS 2021.
+///
+/// The default is a capacity of 50 and a cost of 10. Its honest limit: of 100 requests that fail at the
+/// same moment, 5 are retried.
+///
+/// Tokens come back for a retry that was never sent, and for no other. While the budget is full, a
+/// success writes no shared memory.
+///
+/// Clones share the tokens. Unless one is given, each
+/// [`RetryLayer`](crate::RetryLayer) has a budget of its own; a budget given to several layers is
+/// shared by them.
+///
+/// ```
+/// use tower_http_retry::{RetryBudget, RetryLayer, RetryPolicy};
+///
+/// # fn main() -> Result<(), tower_http_retry::InvalidBudget> {
+/// let budget = RetryBudget::new(500, 14)?;
+/// let layer = RetryLayer::new(RetryPolicy::new().budget(budget.clone()));
+/// assert_eq!(budget.tokens(), Some(500));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RetryBudget {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    tokens: Tokens,
+    withdrawals: AtomicU64,
+    refusals: AtomicU64,
+}
+
+enum Tokens {
+    Own(Bucket),
+    Tower(Box<dyn Budget + Send + Sync>),
+}
+
+impl RetryBudget {
+    /// A full budget of `capacity` tokens, of which each retry costs `cost`.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidBudget`] where `cost` is 0, which would bound nothing, or above `capacity`, which would
+    /// allow no retry ever.
+    pub fn new(capacity: u32, cost: u32) -> Result<Self, InvalidBudget> {
+        match NonZeroU32::new(cost) {
+            Some(cost) if cost.get() <= capacity => {
+                Ok(Self::of(Tokens::Own(Bucket::new(capacity, cost))))
+            }
+            _ => Err(InvalidBudget { capacity, cost }),
+        }
+    }
+
+    /// A budget of tower's, [`TpsBudget`](tower::retry::budget::TpsBudget) for instance.
+    ///
+    /// Each withdrawal is one retry and each deposit one answer, whatever [`new`](Self::new) says of
+    /// tokens. tower's trait has no way to give back, so that a retry that was cancelled before it was
+    /// sent is spent.
+    ///
+    /// ```
+    /// use tower::retry::budget::TpsBudget;
+    /// use tower_http_retry::{RetryBudget, RetryPolicy};
+    ///
+    /// let budget = RetryBudget::from_tower(TpsBudget::default());
+    /// assert_eq!(budget.tokens(), None); // it does not tell
+    /// let policy = RetryPolicy::new().budget(budget);
+    /// ```
+    pub fn from_tower(budget: impl Budget + Send + Sync + 'static) -> Self {
+        Self::of(Tokens::Tower(Box::new(budget)))
+    }
+
+    fn of(tokens: Tokens) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                tokens,
+                withdrawals: AtomicU64::new(0),
+                refusals: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// The tokens left; `None` for a budget of tower's, which does not tell.
+    pub fn tokens(&self) -> Option<u32> {
+        match &self.shared.tokens {
+            Tokens::Own(bucket) => Some(bucket.tokens()),
+            Tokens::Tower(_) => None,
+        }
+    }
+
+    /// How many retries have been paid for since the budget was made, those given back included.
+    pub fn withdrawals(&self) -> u64 {
+        self.shared.withdrawals.load(Ordering::Relaxed)
+    }
+
+    /// How many retries have been refused since the budget was made.
+    pub fn refusals(&self) -> u64 {
+        self.shared.refusals.load(Ordering::Relaxed)
+    }
+
+    /// Takes what a retry costs; `None` where it is not there.
+    pub(crate) fn withdraw(&self) -> Option<Withdrawal> {
+        let paid = match &self.shared.tokens {
+            Tokens::Own(bucket) => bucket.withdraw(),
+            Tokens::Tower(budget) => budget.withdraw(),
+        };
+        let count = match paid {
+            true => &self.shared.withdrawals,
+            false => &self.shared.refusals,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        // Made only where it was paid: dropped, it would give back what was never taken.
+        paid.then(|| Withdrawal {
+            budget: self.clone(),
+            spent: false,
+        })
+    }
+
+    /// An answer came that is no failure worth retrying, to a retry that cost tokens or to another
+    /// attempt.
+    pub(crate) fn deposit(&self, to_paid_retry: bool) {
+        match &self.shared.tokens {
+            Tokens::Own(bucket) => bucket.deposit(match to_paid_retry {
+                true => bucket.cost.get(),
+                false => 1,
+            }),
+            Tokens::Tower(budget) => budget.deposit(),
+        }
+    }
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        const COST: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
+        Self::of(Tokens::Own(Bucket::new(50, COST)))
+    }
+}
+
+impl fmt::Debug for RetryBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryBudget")
+            .field("tokens", &self.tokens())
+            .field("withdrawals", &self.withdrawals())
+            .field("refusals", &self.refusals())
+            .finish()
+    }
+}
+
+/// What was taken for one retry; given back unless it is spent.
+pub(crate) struct Withdrawal {
+    budget: RetryBudget,
+    spent: bool,
+}
+
+impl Withdrawal {
+    /// The retry is on its way.
+    pub(crate) fn spend(mut self) {
+        self.spent = true;
+    }
+}
+
+impl Drop for Withdrawal {
+    fn drop(&mut self) {
+        if let (false, Tokens::Own(bucket)) = (self.spent, &self.budget.shared.tokens) {
+            bucket.deposit(bucket.cost.get());
+        }
+    }
+}
+
+/// The tokens themselves: between 0 and the capacity, whatever happens at the same time.
+pub(crate) struct Bucket {
+    tokens: AtomicU32,
+    capacity: u32,
+    cost: NonZeroU32,
+}
+
+// No other memory hangs on the tokens, so that their order alone matters: relaxed is enough.
+impl Bucket {
+    pub(crate) fn new(capacity: u32, cost: NonZeroU32) -> Self {
+        Self {
+            tokens: AtomicU32::new(capacity),
+            capacity,
+            cost,
+        }
+    }
+
+    pub(crate) fn tokens(&self) -> u32 {
+        self.tokens.load(Ordering::Relaxed)
+    }
+
+    /// Takes the cost of one retry, or nothing.
+    pub(crate) fn withdraw(&self) -> bool {
+        self.update(|tokens| tokens.checked_sub(self.cost.get()))
+    }
+
+    /// Adds tokens, as far as there is room; where there is none, nothing is written.
+    pub(crate) fn deposit(&self, tokens: u32) {
+        self.update(|now| {
+            (now < self.capacity).then(|| now.saturating_add(tokens).min(self.capacity))
+        });
+    }
+
+    fn update(&self, change: impl FnMut(u32) -> Option<u32>) -> bool {
+        let relaxed = Ordering::Relaxed;
+        self.tokens.fetch_update(relaxed, relaxed, change).is_ok()
+    }
+}
+
+/// A budget was asked for that bounds nothing, or that allows nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidBudget {
+    capacity: u32,
+    cost: u32,
+}
+
+impl fmt::Display for InvalidBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { capacity, cost } = self;
+        match cost {
+            0 => f.write_str("a retry has to cost at least 1 token"),
+            _ => write!(
+                f,
+                "a retry costs {cost} tokens, but there are never more than {capacity}"
+            ),
+        }
+    }
+}
+
+impl error::Error for InvalidBudget {}
+
+#[cfg(all(test, not(retry_loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for (capacity, cost) in [(0, 0), (50, 0), (0, 1), (9, 10)] {
+            let error = RetryBudget::new(capacity, cost).unwrap_err();
+            assert_eq!(error, InvalidBudget { capacity, cost });
+        }
+        assert_eq!(RetryBudget::new(10, 10).unwrap().tokens(), Some(10));
+    }
+
+    #[test]
+    fn it_pays_for_as_many_retries_as_it_has_tokens_and_counts_them() {
+        let budget = RetryBudget::default();
+        let paid: Vec<_> = (0..8).map_while(|_| budget.withdraw()).collect();
+        assert_eq!(paid.len(), 5);
+        assert_eq!(budget.tokens(), Some(0));
+        assert_eq!((budget.withdrawals(), budget.refusals()), (5, 1));
+        for (sent, withdrawal) in paid.into_iter().enumerate() {
+            match sent {
+                0..2 => withdrawal.spend(),
+                _ => drop(withdrawal),
+            }
+        }
+        // Of five, two were sent.
+        assert_eq!(budget.tokens(), Some(30));
+        budget.deposit(false);
+        assert_eq!(budget.tokens(), Some(31));
+        budget.deposit(true);
+        assert_eq!(budget.tokens(), Some(41));
+    }
+
+    #[test]
+    fn a_budget_of_towers_is_asked_instead_and_gets_nothing_back() {
+        use tower::retry::budget::TpsBudget;
+        let tps = TpsBudget::new(std::time::Duration::from_secs(10), 0, 1.0);
+        let budget = RetryBudget::from_tower(tps);
+        assert!(budget.withdraw().is_none());
+        budget.deposit(false);
+        assert!(budget.withdraw().is_some());
+        assert!(budget.withdraw().is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn the_tokens_stay_between_zero_and_the_capacity(
+            capacity in 1u32..200,
+            cost in 1u32..50,
+            steps in proptest::collection::vec((0u8..4, any::<proptest::sample::Index>()), 0..300),
+        ) {
+            let Ok(budget) = RetryBudget::new(capacity, cost) else { return Ok(()) };
+            let mut open = Vec::new();
+            let (mut spent, mut given) = (0_u64, 0_u64);
+            for (step, index) in steps {
+                match step {
+                    0 => open.extend(budget.withdraw()),
+                    1 => {
+                        budget.deposit(false);
+                        given += 1;
+                    }
+                    2 => {
+                        budget.deposit(true);
+                        given += u64::from(cost);
+                    }
+                    _ if open.is_empty() => {}
+                    _ => {
+                        let at = index.index(open.len());
+                        let withdrawal: Withdrawal = open.swap_remove(at);
+                        if at % 2 == 0 {
+                            withdrawal.spend();
+                            spent += u64::from(cost);
+                        }
+                    }
+                }
+                let tokens = budget.tokens().unwrap();
+                prop_assert!(tokens <= capacity);
+                let held = open.len() as u64 * u64::from(cost);
+                prop_assert!(u64::from(tokens) + held + spent <= u64::from(capacity) + given);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, retry_loom))]
+mod model {
+    use super::*;
+    use loom::thread;
+
+    const COST: NonZeroU32 = NonZeroU32::MIN.saturating_add(1);
+
+    #[test]
+    fn no_token_is_spent_twice() {
+        loom::model(|| {
+            // Enough for two of three.
+            let bucket = Arc::new(Bucket::new(5, COST));
+            let others: Vec<_> = (0..2)
+                .map(|_| {
+                    let bucket = bucket.clone();
+                    thread::spawn(move || u32::from(bucket.withdraw()))
+                })
+                .collect();
+            let own = u32::from(bucket.withdraw());
+            let paid: u32 = others.into_iter().map(|it| it.join().unwrap()).sum();
+            assert_eq!(own + paid, 2);
+            assert_eq!(bucket.tokens(), 1);
+        });
+    }
+
+    #[test]
+    fn no_refund_is_lost() {
+        loom::model(|| {
+            let bucket = Arc::new(Bucket::new(4, COST));
+            let other = {
+                let bucket = bucket.clone();
+                thread::spawn(move || {
+                    if bucket.withdraw() {
+                        bucket.deposit(2);
+                    }
+                })
+            };
+            let third = {
+                let bucket = bucket.clone();
+                thread::spawn(move || {
+                    if bucket.withdraw() {
+                        bucket.deposit(2);
+                    }
+                })
+            };
+            assert!(bucket.withdraw() || bucket.tokens() <= 4);
+            bucket.deposit(2);
+            other.join().unwrap();
+            third.join().unwrap();
+            assert_eq!(bucket.tokens(), 4);
+        });
+    }
+}

@@ -1,0 +1,147 @@
+//! The rate, learned from successes and refusals alone.
+//!
+//! A rate that was held for some time without a refusal is safe. After a refusal the pace goes back to
+//! the last safe rate and is held there, longer each time that it was found right. Then it is raised by
+//! steps that double: a limit that has not moved is met by a small step, which costs little, and one
+//! that was raised is reached in a few. What a refusal costs is the time for which the server then asks
+//! to wait, which is also the measure of time for the rest.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+#[derive(Debug)]
+pub(super) struct Learned {
+    /// Requests a second; `None` as long as nothing was refused.
+    rate: Option<f64>,
+    /// The highest rate that proved safe.
+    safe: Option<f64>,
+    phase: Phase,
+    /// How long the phase has lasted, in seconds in which requests waited for their turn: a rate that
+    /// nobody asks for proves nothing.
+    lasted: f64,
+    last_left: Option<Instant>,
+    /// How long a rate that proved safe is held, in seconds.
+    hold: f64,
+    /// The step with which the next probe starts.
+    first_step: f64,
+    /// For how long the server asked to wait, in seconds.
+    scale: f64,
+    /// When the gate opened, or the first request left.
+    opened: Option<Instant>,
+    /// Answers since then that were no refusal.
+    accepted: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    Hold,
+    /// Raised by this part of the rate that was safe before.
+    Probe(f64),
+}
+
+// In seconds, or as parts of the rate. From the example `storm`, where they were varied: half or twice
+// of each changes the share of the quota that is used by a few per cent.
+const SHORT_HOLD: f64 = 2.0;
+const FIRST_HOLD: f64 = 6.0;
+const LONGEST_HOLD: f64 = 24.0;
+const SMALL_STEP: f64 = 0.01;
+const LARGE_STEP: f64 = 0.04;
+const LARGEST_STEP: f64 = 0.5;
+/// Below what was measured right at the limit.
+const MARGIN: f64 = 0.97;
+/// How long a rate has to be held to be safe, in units of the scale: two whole windows.
+const PROOF: f64 = 2.0;
+
+impl Default for Learned {
+    fn default() -> Self {
+        Self {
+            rate: None,
+            safe: None,
+            phase: Phase::Hold,
+            lasted: 0.0,
+            last_left: None,
+            hold: FIRST_HOLD,
+            first_step: SMALL_STEP,
+            scale: 1.0,
+            opened: None,
+            accepted: 0,
+        }
+    }
+}
+
+impl Learned {
+    pub(super) fn rate(&self) -> Option<f64> {
+        self.rate
+    }
+
+    pub(super) fn left(&mut self, now: Instant, wanted: bool) {
+        self.opened.get_or_insert(now);
+        if let (Some(last), true) = (self.last_left, wanted) {
+            self.lasted += now.saturating_duration_since(last).as_secs_f64();
+        }
+        self.last_left = Some(now);
+        if let Some(rate) = self.rate {
+            self.advance(rate);
+        }
+    }
+
+    pub(super) fn accepted(&mut self) {
+        self.accepted = self.accepted.saturating_add(1);
+    }
+
+    fn advance(&mut self, rate: f64) {
+        if self.lasted < PROOF * self.scale {
+            return;
+        }
+        self.safe = Some(self.safe.map_or(rate, |safe| safe.max(rate)));
+        let step = match self.phase {
+            Phase::Hold if self.lasted < self.hold => return,
+            Phase::Hold => self.first_step,
+            Phase::Probe(step) => (2.0 * step).min(LARGEST_STEP),
+        };
+        self.phase = Phase::Probe(step);
+        self.rate = Some(rate * (1.0 + step));
+        self.lasted = 0.0;
+    }
+
+    pub(super) fn refused(&mut self, now: Instant, wait: Duration) {
+        let wait_secs = wait.as_secs_f64().clamp(0.01, 10.0);
+        let opened = self.opened.unwrap_or(now);
+        let open_secs = now.saturating_duration_since(opened).as_secs_f64();
+        // What the server took, spread over the time for which it was meant.
+        let measured = f64::from(self.accepted.max(1)) / (open_secs + wait_secs);
+        self.scale = wait_secs;
+
+        match (self.rate, self.safe, self.phase) {
+            (None, ..) => {
+                self.rate = Some(measured * MARGIN);
+                self.hold = FIRST_HOLD;
+                self.first_step = SMALL_STEP;
+            }
+            // The probe met the limit above what is safe.
+            (Some(_), Some(safe), Phase::Probe(_)) => {
+                self.rate = Some(safe);
+                self.hold = (2.0 * self.hold).min(LONGEST_HOLD);
+                self.first_step = SMALL_STEP;
+            }
+            // The limit has come down, or others take more of it.
+            (Some(rate), ..) => {
+                let sustained = open_secs >= 2.0 * PROOF * wait_secs;
+                let lower = match sustained {
+                    true => rate,
+                    false => (measured * rate).sqrt().clamp(0.6 * rate, rate),
+                };
+                self.rate = Some(lower * MARGIN);
+                self.safe = None;
+                self.hold = if sustained { FIRST_HOLD } else { SHORT_HOLD };
+                self.first_step = if sustained { SMALL_STEP } else { LARGE_STEP };
+            }
+        }
+        self.phase = Phase::Hold;
+        self.lasted = 0.0;
+        self.last_left = None;
+        self.accepted = 0;
+        self.opened = now.checked_add(wait);
+    }
+}

@@ -1,0 +1,216 @@
+//! What a server says of its rate limit, in the headers of any response.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName};
+
+/// A rate limit as the server states it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Quota {
+    /// How many requests a window allows.
+    pub(crate) limit: u64,
+    /// How many of them are left.
+    pub(crate) remaining: u64,
+    /// When there will be more, counted from the response.
+    pub(crate) reset: Duration,
+    /// How long a window is, where the server says so.
+    pub(crate) window: Option<Duration>,
+}
+
+/// The rate limit that `headers` state; `None` where they state none, or one that makes no sense.
+///
+/// Read are, in this order: `RateLimit` with `RateLimit-Policy`
+/// (draft-ietf-httpapi-ratelimit-headers-10: `"name";r=50;t=30` and `"name";q=100;w=60`), and the
+/// older `RateLimit-Limit`, `-Remaining` and `-Reset` and their `X-` forms, whose reset is in seconds
+/// or, where it is far off, an epoch in seconds. Of several policies, the one with the least left
+/// counts.
+pub(crate) fn quota(headers: &HeaderMap, now: SystemTime) -> Option<Quota> {
+    let quota = structured(headers)
+        .or_else(|| triple(headers, "ratelimit", now))
+        .or_else(|| triple(headers, "x-ratelimit", now))?;
+    let sound = quota.limit > 0
+        && quota.remaining <= quota.limit
+        && quota.window.is_none_or(|window| !window.is_zero());
+    sound.then_some(quota)
+}
+
+fn structured(headers: &HeaderMap) -> Option<Quota> {
+    let states = items(headers, "ratelimit");
+    let policies: Vec<_> = items(headers, "ratelimit-policy").collect();
+    let quotas = states.filter_map(|state| {
+        let policy = policies.iter().find(|policy| policy.name == state.name)?;
+        Some(Quota {
+            limit: policy.get("q")?,
+            remaining: state.get("r")?,
+            reset: Duration::from_secs(state.get("t").or(policy.get("w"))?),
+            window: policy.get("w").map(Duration::from_secs),
+        })
+    });
+    quotas.min_by_key(|quota| quota.remaining)
+}
+
+/// An item of a structured list with integer parameters (RFC 9651), as far as it is needed here.
+struct Item<'a> {
+    name: &'a str,
+    parameters: Vec<(&'a str, u64)>,
+}
+
+impl Item<'_> {
+    fn get(&self, key: &str) -> Option<u64> {
+        let mut found = self.parameters.iter().filter(|(name, _)| *name == key);
+        found.next_back().map(|(_, value)| *value)
+    }
+}
+
+fn items<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<Item = Item<'a>> {
+    let values = headers.get_all(HeaderName::from_static(name)).into_iter();
+    let members = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    members.filter_map(|member| {
+        let mut parts = member.split(';').map(str::trim);
+        let name = parts.next()?.trim_matches('"');
+        let parameters = parts.filter_map(|part| {
+            let (key, value) = part.split_once('=')?;
+            Some((key, value.parse().ok()?))
+        });
+        Some(Item {
+            name,
+            parameters: parameters.collect(),
+        })
+    })
+}
+
+fn triple(headers: &HeaderMap, prefix: &str, now: SystemTime) -> Option<Quota> {
+    let number = |suffix: &str| -> Option<u64> {
+        let value = headers.get(format!("{prefix}-{suffix}"))?.to_str().ok()?;
+        // `100, 100;w=60` was in use: the first number is the limit in force.
+        let first = value.split([',', ';']).next()?.trim();
+        first.parse().ok()
+    };
+    // Below, a number of seconds; above, a point in time: 10⁹ s since 1970 was in 2001.
+    const EPOCH: u64 = 1_000_000_000;
+    let reset = match number("reset")? {
+        epoch @ EPOCH.. => {
+            let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            Duration::from_secs(epoch).saturating_sub(now)
+        }
+        seconds => Duration::from_secs(seconds),
+    };
+    Some(Quota {
+        limit: number("limit")?,
+        remaining: number("remaining")?,
+        reset,
+        window: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    const NOW: u64 = 1_700_000_000;
+
+    fn read(pairs: &[(&'static str, &str)]) -> Option<(u64, u64, u64, Option<u64>)> {
+        let pairs = pairs.iter().map(|(name, value)| {
+            let name = HeaderName::from_static(name);
+            (name, HeaderValue::from_str(value).unwrap())
+        });
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW);
+        let quota = quota(&HeaderMap::from_iter(pairs), now)?;
+        let window = quota.window.map(|window| window.as_secs());
+        Some((quota.limit, quota.remaining, quota.reset.as_secs(), window))
+    }
+
+    #[test]
+    fn each_form_is_read() {
+        let draft = [
+            ("ratelimit-policy", "\"default\";q=100;w=10"),
+            ("ratelimit", "\"default\";r=50;t=3"),
+        ];
+        assert_eq!(read(&draft), Some((100, 50, 3, Some(10))));
+        let two = [
+            (
+                "ratelimit-policy",
+                "\"burst\";q=100;w=1, \"daily\";q=1000;w=86400",
+            ),
+            ("ratelimit", "\"daily\";r=7;t=500, \"burst\";r=60;t=1"),
+        ];
+        assert_eq!(read(&two), Some((1000, 7, 500, Some(86400))));
+        let older = [
+            ("ratelimit-limit", "100"),
+            ("ratelimit-remaining", "0"),
+            ("ratelimit-reset", "8"),
+        ];
+        assert_eq!(read(&older), Some((100, 0, 8, None)));
+        let epoch = (NOW + 30).to_string();
+        let x = [
+            ("x-ratelimit-limit", "5000"),
+            ("x-ratelimit-remaining", "4999"),
+            ("x-ratelimit-reset", &epoch),
+        ];
+        assert_eq!(read(&x), Some((5000, 4999, 30, None)));
+    }
+
+    #[test]
+    fn what_is_malformed_contradictory_or_absurd_is_ignored() {
+        let cases: &[&[(&'static str, &str)]] = &[
+            &[],
+            &[("ratelimit", "\"default\";r=50;t=3")],
+            &[
+                ("ratelimit-policy", "\"a\";q=10;w=1"),
+                ("ratelimit", "\"b\";r=5;t=1"),
+            ],
+            &[
+                ("ratelimit-policy", "\"a\";q=0;w=1"),
+                ("ratelimit", "\"a\";r=0;t=1"),
+            ],
+            &[
+                ("ratelimit-policy", "\"a\";q=10;w=0"),
+                ("ratelimit", "\"a\";r=5;t=1"),
+            ],
+            &[
+                ("ratelimit-policy", "\"a\";q=10;w=1"),
+                ("ratelimit", "\"a\";r=11;t=1"),
+            ],
+            &[
+                ("ratelimit-policy", "\"a\";q=-1;w=1"),
+                ("ratelimit", "\"a\";r=5;t=1"),
+            ],
+            &[
+                ("ratelimit-policy", "\"a\";q=1e9;w=1"),
+                ("ratelimit", "\"a\";r=5;t=1"),
+            ],
+            &[("x-ratelimit-limit", "10"), ("x-ratelimit-remaining", "5")],
+            &[
+                ("x-ratelimit-limit", "ten"),
+                ("x-ratelimit-remaining", "5"),
+                ("x-ratelimit-reset", "1"),
+            ],
+        ];
+        for case in cases {
+            assert_eq!(read(case), None, "{case:?}");
+        }
+    }
+
+    #[test]
+    fn a_reset_in_the_past_is_now() {
+        let x = [
+            ("x-ratelimit-limit", "10"),
+            ("x-ratelimit-remaining", "0"),
+            ("x-ratelimit-reset", "1600000000"),
+        ];
+        assert_eq!(read(&x), Some((10, 0, 0, None)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_makes_it_panic(value in "[ -~]{0,60}", other in "[ -~]{0,60}") {
+            for name in ["ratelimit", "ratelimit-limit", "x-ratelimit-limit"] {
+                read(&[(name, &value), ("ratelimit-policy", &other), ("ratelimit-reset", &other)]);
+            }
+        }
+    }
+}
