@@ -299,7 +299,9 @@ where
         self.observer.attempt(request, self.attempts);
         self.attempts = self.attempts.saturating_add(1);
         self.paid = self.withdrawal.is_some();
-        self.withdrawal.take().map(Withdrawal::spend);
+        if let Some(withdrawal) = self.withdrawal.take() {
+            withdrawal.spend();
+        }
         self.classifier = Some(self.policy.classifier.make_classifier(request));
     }
 

@@ -45,9 +45,9 @@ impl Pace {
     /// A request leaves; `wanted` where others wait for their turn behind it.
     pub(crate) fn left(&mut self, now: Instant, wanted: bool) {
         self.in_flight = self.in_flight.saturating_add(1);
-        self.learned.left(now, wanted);
-        if let Some(stated) = &mut self.stated {
-            stated.left(wanted);
+        match &mut self.stated {
+            Some(stated) => stated.left(wanted),
+            None => self.learned.left(now, wanted),
         }
     }
 
@@ -74,6 +74,6 @@ impl Pace {
     /// The server refused a request that had left while the gate was open, and the gate closes for
     /// `wait`.
     pub(crate) fn refused(&mut self, now: Instant, wait: Duration) {
-        self.learned.refused(now, wait);
+        self.learned.refused(now, wait, self.in_flight);
     }
 }

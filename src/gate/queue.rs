@@ -53,7 +53,7 @@ pub(crate) enum Turn {
 impl Queue {
     pub(crate) fn new(longest: Duration) -> Self {
         Self {
-            line: Mutex::default(),
+            line: Mutex::new(Line::default()),
             longest,
         }
     }
@@ -162,7 +162,6 @@ impl Queue {
             line.closings = line.closings.wrapping_add(1);
             line.pace.refused(now, wait);
         }
-        line.next_turn = None;
         let woken = line.send_away(now);
         drop(line);
         woken.into_iter().for_each(Waker::wake);
@@ -260,3 +259,9 @@ fn wake(waker: Option<Waker>) {
         waker.wake();
     }
 }
+
+#[cfg(all(test, not(retry_loom)))]
+mod tests;
+
+#[cfg(all(test, retry_loom))]
+mod model;

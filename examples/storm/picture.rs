@@ -1,0 +1,209 @@
+//! The picture: the outage as each policy lives through it, and what each strategy costs a rate limit.
+
+use std::{error::Error, fs, ops::Range, path::Path};
+
+use plotters::{
+    coord::Shift,
+    prelude::*,
+    style::text_anchor::{HPos, Pos, VPos},
+};
+
+use crate::{
+    outage::{self, Setting},
+    policies::{Retrying, Strategy},
+    ratelimit::{self, Scenario},
+};
+
+const SIZE: (u32, u32) = (1080, 1160);
+const HEADER: u32 = 110;
+
+const ATTEMPTS: RGBColor = RGBColor(230, 120, 20);
+const GOODPUT: RGBColor = RGBColor(20, 90, 170);
+const CAPACITY: RGBColor = RGBColor(90, 90, 90);
+const HELD: RGBColor = RGBColor(150, 150, 150);
+const TEXT: RGBColor = RGBColor(40, 40, 40);
+
+const SHOWN: Setting = Setting::new(200, 20);
+const SECONDS: Range<f64> = 0.0..240.0;
+const PER_SECOND: Range<f64> = 0.0..1000.0;
+
+type Panel<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn = Result<(), Box<dyn Error>>;
+
+pub(crate) fn draw(path: &Path, outage: &[outage::Row], limits: &[ratelimit::Row]) -> Drawn {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let root = SVGBackend::new(path, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let (header, panels) = root.split_vertically(HEADER);
+    let panels = panels.split_evenly((3, 2));
+    let shown: Vec<_> = outage.iter().filter(|row| row.setting == SHOWN).collect();
+    draw_header(shown.first().map_or(0, |row| row.runs.len()), &header)?;
+    for (row, panel) in shown.into_iter().zip(&panels) {
+        draw_outage(row, panel)?;
+    }
+    if let Some(panel) = panels.last() {
+        let steady = |row: &&ratelimit::Row| row.scenario == Scenario::Steady && !row.headers;
+        draw_limits(&limits.iter().filter(steady).collect::<Vec<_>>(), panel)?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+/// The title, and one legend for all panels of the outage.
+fn draw_header(seeds: usize, area: &Panel<'_>) -> Drawn {
+    let title = "An outage of 10 s, and a rate limit, simulated";
+    area.draw(&Text::new(title, (24, 14), font(26)))?;
+    let setting = format!(
+        "Outage: 200 GETs/s from 20 clients, each attempt times out after 1 s. All: means of {seeds} seeds."
+    );
+    area.draw(&Text::new(setting, (24, 48), font(16)))?;
+
+    let swatch = |x: i32| [(x, 82), (x + 26, 98)];
+    let line = |x: i32| vec![(x, 90), (x + 26, 90)];
+    area.draw(&Rectangle::new(swatch(24), ATTEMPTS.mix(0.35).filled()))?;
+    area.draw(&Text::new("attempts sent", (58, 82), font(16)))?;
+    area.draw(&PathElement::new(line(190), GOODPUT.stroke_width(3)))?;
+    area.draw(&Text::new("requests that succeeded", (224, 82), font(16)))?;
+    for x in [440, 450, 460] {
+        area.draw(&PathElement::new(
+            [(x, 90), (x + 6, 90)],
+            CAPACITY.stroke_width(1),
+        ))?;
+    }
+    area.draw(&Text::new(
+        "what the server can do, 300/s",
+        (474, 82),
+        font(16),
+    ))?;
+    area.draw(&Rectangle::new(swatch(730), HELD.mix(0.35).filled()))?;
+    area.draw(&Text::new(
+        "the network holds all packets",
+        (764, 82),
+        font(16),
+    ))?;
+    Ok(())
+}
+
+fn draw_outage(row: &outage::Row, panel: &Panel<'_>) -> Drawn {
+    let end = match row.recovery() {
+        Some(seconds) => format!("recovers in {seconds:.0} s"),
+        None => "no recovery by 240 s".to_owned(),
+    };
+    let mut chart = ChartBuilder::on(panel)
+        .caption(format!("{}: {end}", policy_title(row.policy)), font(19))
+        .margin(12)
+        .x_label_area_size(42)
+        .y_label_area_size(58)
+        .build_cartesian_2d(SECONDS, PER_SECOND)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(HELD.mix(0.3))
+        .x_labels(9)
+        .y_labels(6)
+        .x_desc("time (s)")
+        .y_desc("requests/s")
+        .x_label_formatter(&|second| format!("{second:.0}"))
+        .y_label_formatter(&|rate| format!("{rate:.0}"))
+        .label_style(font(14))
+        .axis_desc_style(font(15))
+        .draw()?;
+
+    let held = [(30.0, PER_SECOND.start), (40.0, PER_SECOND.end)];
+    let held = Rectangle::new(held, HELD.mix(0.35).filled());
+    chart.draw_series([held])?;
+    let attempts = by_second(row.by_second(|second| second.attempts));
+    let attempts = AreaSeries::new(attempts, 0.0, ATTEMPTS.mix(0.35));
+    chart.draw_series(attempts.border_style(ATTEMPTS))?;
+    let capacity = [(SECONDS.start, 300.0), (SECONDS.end, 300.0)];
+    let capacity = DashedLineSeries::new(capacity, 6, 4, CAPACITY.stroke_width(1));
+    chart.draw_series(capacity)?;
+    let goodput = by_second(row.by_second(|second| second.goodput));
+    chart.draw_series(LineSeries::new(goodput, GOODPUT.stroke_width(2)))?;
+    Ok(())
+}
+
+/// Each second's figure, in the middle of the second.
+fn by_second(figures: Vec<f64>) -> impl Iterator<Item = (f64, f64)> {
+    let seconds = figures.into_iter().enumerate();
+    seconds.map(|(second, figure)| (second as f64 + 0.5, figure))
+}
+
+fn draw_limits(rows: &[&ratelimit::Row], panel: &Panel<'_>) -> Drawn {
+    const LEAST: f64 = 0.01;
+    // A segmented range includes its end.
+    let places = 0..rows.len().saturating_sub(1);
+    let name = |at: &SegmentValue<usize>| match at {
+        SegmentValue::CenterOf(place) => rows.get(*place).map_or("", |row| strategy_title(row)),
+        _ => "",
+    };
+    let mut chart = ChartBuilder::on(panel)
+        .caption("Rate limit: 200 workers, 100 requests/s allowed", font(19))
+        .margin(12)
+        .x_label_area_size(42)
+        .y_label_area_size(64)
+        .build_cartesian_2d(places.into_segmented(), (LEAST..1000.0).log_scale())?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(HELD.mix(0.3))
+        .x_labels(rows.len())
+        .y_labels(6)
+        .x_desc("strategy")
+        .y_desc("429s for each success, log scale")
+        .x_label_formatter(&|at| name(at).to_owned())
+        .y_label_formatter(&ToString::to_string)
+        .label_style(font(14))
+        .axis_desc_style(font(15))
+        .draw()?;
+    let above = Pos::new(HPos::Center, VPos::Bottom);
+    for (place, row) in rows.iter().enumerate() {
+        let ratio = row.rejected_per_ok.max(LEAST);
+        let corners = [
+            (SegmentValue::Exact(place), LEAST),
+            (SegmentValue::Exact(place + 1), ratio),
+        ];
+        let mut bar = Rectangle::new(corners, bar_color(row.strategy).mix(0.75).filled());
+        bar.set_margin(0, 0, 14, 14);
+        chart.draw_series([bar])?;
+        let top = (SegmentValue::CenterOf(place), ratio * 1.15);
+        let figure = format!("{:.2}", row.rejected_per_ok);
+        chart.draw_series([Text::new(figure, top, font(15).pos(above))])?;
+    }
+    Ok(())
+}
+
+fn strategy_title(row: &ratelimit::Row) -> &'static str {
+    match row.strategy {
+        Strategy::Backoff => "backoff",
+        Strategy::RetryAfter => "Retry-After",
+        Strategy::Tower => "TpsBudget",
+        Strategy::Ours => "this crate",
+        Strategy::OursGate => "with its gate",
+    }
+}
+
+fn bar_color(strategy: Strategy) -> RGBColor {
+    match strategy {
+        Strategy::Ours | Strategy::OursGate => GOODPUT,
+        _ => CAPACITY,
+    }
+}
+
+fn policy_title(policy: Retrying) -> &'static str {
+    match policy {
+        Retrying::None => "No retries",
+        Retrying::Unbudgeted => "Retries without a budget",
+        Retrying::Tower => "tower::retry, TpsBudget",
+        Retrying::TowerResilience => "tower-resilience-retry, AIMD budget",
+        Retrying::Ours => "tower-http-retry, as it comes",
+    }
+}
+
+fn font(size: u32) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&TEXT)
+}
