@@ -1,0 +1,151 @@
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn worth_retrying() -> Failure {
+    Failure {
+        retryability: Retryability::IfIdempotent,
+        invalid_token: false,
+        retries: 0,
+        may_be_repeated: true,
+        body_is_replayable: true,
+        rate_limited: false,
+        hint: None,
+        elapsed: Duration::ZERO,
+    }
+}
+
+fn decide(policy: &RetryPolicy, failure: Failure) -> Decision {
+    policy.decide(failure, || Some(SECOND), || true)
+}
+
+#[test]
+fn what_is_worth_retrying_waits_for_the_hint_and_the_delay() {
+    let policy = RetryPolicy::new();
+    let failure = worth_retrying();
+    assert_eq!(decide(&policy, failure), Decision::RetryAfter(SECOND));
+    let hint = Some(2 * SECOND);
+    let asked = Failure { hint, ..failure };
+    assert_eq!(decide(&policy, asked), Decision::RetryAfter(3 * SECOND));
+}
+
+#[test]
+fn each_reason_stops_and_the_first_in_order_is_named() {
+    let policy = RetryPolicy::new();
+    // Each line spoils one thing more, from the last reason to the first.
+    let mut failure = worth_retrying();
+    let mut stops_with = |spoil: fn(&mut Failure), reason| {
+        spoil(&mut failure);
+        assert_eq!(decide(&policy, failure), Decision::Stop(reason));
+    };
+    stops_with(
+        |f| f.elapsed = Duration::from_millis(59_001),
+        StopReason::DeadlineExceeded,
+    );
+    stops_with(
+        |f| f.body_is_replayable = false,
+        StopReason::BodyNotReplayable,
+    );
+    stops_with(|f| f.may_be_repeated = false, StopReason::NotIdempotent);
+    stops_with(|f| f.retries = 3, StopReason::RetriesExhausted);
+    stops_with(
+        |f| f.retryability = Retryability::Never,
+        StopReason::NotRetryable,
+    );
+    stops_with(|f| f.invalid_token = true, StopReason::InvalidToken);
+}
+
+#[test]
+fn what_the_budget_does_not_pay_for_stops_unless_the_server_set_its_time() {
+    let policy = RetryPolicy::new();
+    let broke = |failure| policy.decide(failure, || Some(SECOND), || false);
+    let failure = worth_retrying();
+    let limited = Failure {
+        rate_limited: true,
+        ..failure
+    };
+    let hinted = |failure, hint| Failure {
+        hint: Some(hint),
+        ..failure
+    };
+    let exhausted = Decision::Stop(StopReason::BudgetExhausted);
+    for failure in [
+        failure,
+        limited,
+        hinted(limited, Duration::ZERO),
+        hinted(failure, SECOND),
+    ] {
+        assert_eq!(broke(failure), exhausted, "{failure:?}");
+    }
+    let free = hinted(limited, SECOND);
+    assert_eq!(broke(free), Decision::RetryAfter(2 * SECOND));
+}
+
+#[test]
+fn the_end_of_the_schedule_is_the_end_of_the_retries() {
+    let decision = RetryPolicy::new().decide(worth_retrying(), || None, || true);
+    assert_eq!(decision, Decision::Stop(StopReason::RetriesExhausted));
+}
+
+#[test]
+fn only_what_the_server_did_not_act_on_needs_no_idempotency() {
+    let policy = RetryPolicy::new();
+    let post = Failure {
+        may_be_repeated: false,
+        ..worth_retrying()
+    };
+    let stop = Decision::Stop(StopReason::NotIdempotent);
+    assert_eq!(decide(&policy, post), stop);
+    let refused = Failure {
+        retryability: Retryability::Always,
+        ..post
+    };
+    assert_eq!(decide(&policy, refused), Decision::RetryAfter(SECOND));
+    let unguarded = policy.retry_non_idempotent(true);
+    assert_eq!(decide(&unguarded, post), Decision::RetryAfter(SECOND));
+}
+
+#[test]
+fn the_deadline_is_kept_to_the_nanosecond_and_nothing_overflows() {
+    let policy = RetryPolicy::new().max_elapsed(3 * SECOND);
+    let at = |elapsed, hint| {
+        let hint = Some(hint);
+        let failure = Failure {
+            elapsed,
+            hint,
+            ..worth_retrying()
+        };
+        decide(&policy, failure)
+    };
+    let stop = Decision::Stop(StopReason::DeadlineExceeded);
+    let nano = Duration::from_nanos(1);
+    assert_eq!(at(SECOND, SECOND), Decision::RetryAfter(2 * SECOND));
+    assert_eq!(at(SECOND, SECOND + nano), stop);
+    assert_eq!(at(SECOND, Duration::MAX), stop);
+    let unlimited = RetryPolicy::new().max_elapsed(Duration::MAX);
+    let for_ever = Failure {
+        hint: Some(Duration::MAX),
+        ..worth_retrying()
+    };
+    assert_eq!(decide(&unlimited, for_ever), stop);
+}
+
+#[test]
+fn the_table_of_defaults_is_true() {
+    let policy = RetryPolicy::new();
+    let delays = policy.delays().take(3).collect::<Vec<_>>();
+    let ceilings = [100, 200, 400].map(Duration::from_millis);
+    assert!(
+        delays
+            .iter()
+            .zip(ceilings)
+            .all(|(delay, max)| *delay <= max)
+    );
+    assert_eq!(
+        format!("{policy:?}"),
+        "RetryPolicy { classifier: ApiErrorsAsFailures {429: Always, 500: IfIdempotent, \
+         504: IfIdempotent}, max_retries: 3, max_elapsed: 60s, replay_limit: 65536, \
+         inspect_limit: 16384, drain_limit: 262144, inspect_timeout: 1s, \
+         retry_non_idempotent: false, budget: Default, gate: None, .. }"
+    );
+}
