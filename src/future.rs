@@ -101,7 +101,7 @@ where
         } else {
             // What is ready is not kept from others while this one waits.
             *ready = ready.clone();
-            call.observer.wait_for_first_attempt();
+            call.hold_back(request);
             State::Queueing { turn: None }
         };
         Self {
@@ -138,7 +138,13 @@ where
                     // What the attempt held, a permit perhaps, is let go first.
                     this.state.set(State::Done);
                     match result {
-                        Ok(response) => this.call.answered(response),
+                        Ok(mut response) => match this.call.judge(&response) {
+                            None => {
+                                this.call.succeed(&mut response);
+                                return Poll::Ready(Ok(response.map(ResponseBody::unread)));
+                            }
+                            Some(retryability) => this.call.fail(response, retryability),
+                        },
                         Err(error) => this.call.broke(error),
                     }
                 }

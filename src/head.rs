@@ -1,6 +1,14 @@
 //! What is kept of a request's head, so that each attempt gets the head that the caller made.
+//!
+//! A clone of the head costs an allocation for most of its headers. What nearly no request needs is
+//! therefore kept as bytes, all of them in one buffer, from which the head is rebuilt when a retry is
+//! made. The values of a rebuilt head are slices of that buffer.
 
-use http::{Request, request::Parts};
+use bytes::Bytes;
+use http::{
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request::Parts,
+    uri,
+};
 
 use crate::{outcome::OutcomeHandle, policy::RequestOptions};
 
@@ -8,48 +16,138 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// The head of a request: method, URI, version, headers and extensions as the caller set them.
 pub(crate) struct Head {
-    parts: Parts,
+    method: Method,
+    version: Version,
+    extensions: Extensions,
+    /// The parts of the URI, then names and values of the headers, each behind its length.
+    text: Vec<u8>,
+    headers: usize,
 }
 
 impl Head {
-    /// Takes the head apart from the body, and keeps a copy.
-    pub(crate) fn keep<B>(request: Request<B>) -> (Self, Parts, B) {
-        let (parts, body) = request.into_parts();
-        let head = Self {
-            parts: parts.clone(),
-        };
-        (head, parts, body)
+    pub(crate) fn keep<B>(request: &Request<B>) -> Self {
+        let headers = request.headers();
+        Self {
+            method: request.method().clone(),
+            version: request.version(),
+            extensions: request.extensions().clone(),
+            text: write(request.uri(), headers),
+            headers: headers.len(),
+        }
     }
 
-    /// The request again, with another body.
-    pub(crate) fn request<B>(&self, body: B) -> Request<B> {
-        Request::from_parts(self.parts.clone(), body)
+    /// The head again, exactly; `None` where that cannot be, because somebody has put a header together
+    /// that `http` would not let through.
+    pub(crate) fn rebuild(&self) -> Option<Parts> {
+        let mut text = Text(Bytes::copy_from_slice(&self.text));
+        let uri = text.uri()?;
+        let headers = text.headers(self.headers)?;
+        let (mut parts, ()) = Request::new(()).into_parts();
+        parts.method = self.method.clone();
+        parts.version = self.version;
+        parts.extensions = self.extensions.clone();
+        parts.uri = uri;
+        parts.headers = headers;
+        Some(parts)
     }
 
     /// Whether acting twice on the request does no harm: the caller's word where there is one,
     /// otherwise by its method, or by its `Idempotency-Key`.
     pub(crate) fn may_be_repeated(&self) -> bool {
-        let options = self.parts.extensions.get::<RequestOptions>();
+        let options = self.extensions.get::<RequestOptions>();
         options
             .and_then(|options| options.repeatable)
-            .unwrap_or_else(|| self.parts.method.is_idempotent() || self.has_idempotency_key())
+            .unwrap_or_else(|| self.method.is_idempotent() || self.has_idempotency_key())
     }
 
     fn has_idempotency_key(&self) -> bool {
-        let key = self.parts.headers.get(IDEMPOTENCY_KEY);
-        key.is_some_and(|key| !key.as_bytes().trim_ascii().is_empty())
+        let mut text = Text(Bytes::copy_from_slice(&self.text));
+        // The URI comes first.
+        let mut parts = std::iter::from_fn(|| text.take()).skip(3);
+        let mut headers = std::iter::from_fn(|| Some((parts.next()?.0, parts.next()?.0)));
+        headers.any(|(name, value)| name == IDEMPOTENCY_KEY && !value.trim_ascii().is_empty())
     }
 
     /// Where the caller wants to read the outcome.
     pub(crate) fn outcome_handle(&self) -> Option<&OutcomeHandle> {
-        self.parts.extensions.get()
+        self.extensions.get()
+    }
+}
+
+const LENGTH: usize = size_of::<u64>();
+
+fn write(uri: &Uri, headers: &HeaderMap) -> Vec<u8> {
+    let scheme = uri.scheme_str().unwrap_or_default();
+    let authority = uri.authority().map_or("", uri::Authority::as_str);
+    let path = uri.path_and_query().map_or("", uri::PathAndQuery::as_str);
+
+    let lengths = headers
+        .iter()
+        .map(|(name, value)| 2 * LENGTH + name.as_str().len() + value.len());
+    let uri_length = 3 * LENGTH + scheme.len() + authority.len() + path.len();
+    let mut text = Vec::with_capacity(uri_length + lengths.sum::<usize>());
+    for part in [scheme, authority, path] {
+        put(&mut text, part.as_bytes(), false);
+    }
+    for (name, value) in headers {
+        put(&mut text, name.as_str().as_bytes(), false);
+        put(&mut text, value.as_bytes(), value.is_sensitive());
+    }
+    text
+}
+
+fn put(text: &mut Vec<u8>, part: &[u8], marked: bool) {
+    let length = (part.len() as u64) << 1 | u64::from(marked);
+    text.extend_from_slice(&length.to_le_bytes());
+    text.extend_from_slice(part);
+}
+
+/// What is left to be read of a head.
+struct Text(Bytes);
+
+impl Text {
+    fn take(&mut self) -> Option<(Bytes, bool)> {
+        let length = u64::from_le_bytes(*self.0.first_chunk::<LENGTH>()?);
+        let end = LENGTH.checked_add(usize::try_from(length >> 1).ok()?)?;
+        if end > self.0.len() {
+            return None;
+        }
+        let part = self.0.split_to(end).slice(LENGTH..);
+        Some((part, length & 1 == 1))
+    }
+
+    fn uri(&mut self) -> Option<Uri> {
+        let (scheme, authority, path) = (self.take()?.0, self.take()?.0, self.take()?.0);
+        let mut parts = uri::Parts::default();
+        if !scheme.is_empty() {
+            parts.scheme = Some(uri::Scheme::try_from(&*scheme).ok()?);
+        }
+        if !authority.is_empty() {
+            parts.authority = Some(uri::Authority::from_maybe_shared(authority).ok()?);
+        }
+        if !path.is_empty() {
+            parts.path_and_query = Some(uri::PathAndQuery::from_maybe_shared(path).ok()?);
+        }
+        Uri::from_parts(parts).ok()
+    }
+
+    fn headers(&mut self, count: usize) -> Option<HeaderMap> {
+        let mut headers = HeaderMap::with_capacity(count);
+        for _ in 0..count {
+            let name = HeaderName::from_bytes(&self.take()?.0).ok()?;
+            let (value, sensitive) = self.take()?;
+            let mut value = HeaderValue::from_maybe_shared(value).ok()?;
+            value.set_sensitive(sensitive);
+            headers.append(name, value);
+        }
+        Some(headers)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::Method;
+    use proptest::prelude::*;
 
     #[test]
     fn what_may_be_repeated_follows_rfc_9110_the_key_and_the_callers_word() {
@@ -83,12 +181,84 @@ mod tests {
                 let options = RequestOptions::new().repeatable(*mark);
                 request.extensions_mut().insert(options);
             }
-            let (head, ..) = Head::keep(request);
+            let head = Head::keep(&request);
             assert_eq!(
                 head.may_be_repeated(),
                 *expected,
                 "{method} {key:?} {mark:?}"
             );
+        }
+    }
+
+    fn uris() -> impl Strategy<Value = Uri> {
+        let authority =
+            "([a-z]{1,8}(:[a-z0-9%]{0,6})?@)?([a-z0-9.-]{1,12}|\\[::1\\])(:[0-9]{1,5})?";
+        let path = "(/[!-~&&[^#?\"<>`{}|\\^\\\\ ]]{0,20})(\\?[!-~&&[^#<>\"]]{0,20})?";
+        prop_oneof![
+            path,
+            Just("*".to_owned()),
+            authority,
+            ("(https?|ftp|[a-z]{2,5})", authority, path)
+                .prop_map(|(s, a, p)| format!("{s}://{a}{p}")),
+            ("https?", authority).prop_map(|(s, a)| format!("{s}://{a}")),
+        ]
+        .prop_filter_map("an URI", |text| text.parse().ok())
+    }
+
+    fn requests() -> impl Strategy<Value = Request<()>> {
+        let method = "[A-Za-z!#$%&'*+.^_`|~-]{1,30}";
+        let version = prop_oneof![
+            Just(Version::HTTP_09),
+            Just(Version::HTTP_10),
+            Just(Version::HTTP_11),
+            Just(Version::HTTP_2),
+            Just(Version::HTTP_3),
+        ];
+        let name = prop_oneof![
+            "[a-z0-9-]{1,30}",
+            Just("cookie".to_owned()),
+            Just("accept".to_owned())
+        ];
+        let value = proptest::collection::vec(any::<u8>(), 0..40);
+        let headers = proptest::collection::vec((name, value, any::<bool>()), 0..20);
+        let extension = proptest::option::of(any::<u32>());
+        (method, uris(), version, headers, extension).prop_map(
+            |(method, uri, version, headers, extension)| {
+                let mut request = Request::new(());
+                *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
+                *request.uri_mut() = uri;
+                *request.version_mut() = version;
+                for (name, value, sensitive) in headers {
+                    let Ok(mut value) = HeaderValue::from_bytes(&value) else {
+                        continue;
+                    };
+                    value.set_sensitive(sensitive);
+                    let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+                    request.headers_mut().append(name, value);
+                }
+                extension.map(|it| request.extensions_mut().insert(it));
+                request
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn rebuilt_it_is_as_it_was(request in requests()) {
+            let rebuilt = Head::keep(&request).rebuild().expect("what http let through");
+            let (original, ()) = request.into_parts();
+            prop_assert_eq!(&rebuilt.method, &original.method);
+            prop_assert_eq!(&rebuilt.uri, &original.uri);
+            prop_assert_eq!(rebuilt.uri.to_string(), original.uri.to_string());
+            prop_assert_eq!(rebuilt.version, original.version);
+            let all = |headers: &HeaderMap| {
+                let pairs = headers.iter().map(|(name, value)| {
+                    (name.clone(), value.clone(), value.is_sensitive())
+                });
+                pairs.collect::<Vec<_>>()
+            };
+            prop_assert_eq!(all(&rebuilt.headers), all(&original.headers));
+            prop_assert_eq!(rebuilt.extensions.get::<u32>(), original.extensions.get::<u32>());
         }
     }
 }

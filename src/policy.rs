@@ -272,7 +272,7 @@ impl<C> RetryPolicy<C> {
         if failure.retryability == Retryability::IfIdempotent && !repeatable {
             return Decision::Stop(StopReason::NotIdempotent);
         }
-        if !failure.body_is_replayable {
+        if !failure.is_replayable {
             return Decision::Stop(StopReason::BodyNotReplayable);
         }
         let wait = failure.hint.unwrap_or_default().checked_add(delay);
@@ -322,7 +322,8 @@ pub(crate) struct Failure {
     /// Retries made so far.
     pub(crate) retries: u32,
     pub(crate) may_be_repeated: bool,
-    pub(crate) body_is_replayable: bool,
+    /// All of the request can be sent again.
+    pub(crate) is_replayable: bool,
     /// The status is 429.
     pub(crate) rate_limited: bool,
     /// The server's `Retry-After`.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{Request, Response, StatusCode, header::RETRY_AFTER};
+use http::{Extensions, Request, Response, StatusCode, header::RETRY_AFTER, request::Parts};
 use http_body::Body;
 use tokio::time::{Instant, Sleep};
 use tower::BoxError;
@@ -36,6 +36,8 @@ pub(super) struct Call<C: MakeClassifier, B> {
     /// That of the attempt under way.
     classifier: Option<C::Classifier>,
     head: Head,
+    /// Rebuilt for the next attempt.
+    rebuilt: Option<Box<Parts>>,
     upload: Upload<B>,
     pub(super) observer: Observer,
     /// Where there is a rate gate.
@@ -68,12 +70,14 @@ where
             let latest = started.checked_add(policy.max_elapsed);
             Box::new(Ticket::new(gate, latest))
         });
-        let (head, parts, body) = Head::keep(request);
+        let head = Head::keep(&request);
+        let (parts, body) = request.into_parts();
         let (upload, body) = Upload::new(body, policy.replay_limit);
         let call = Self {
             policy,
             classifier: None,
             head,
+            rebuilt: None,
             upload,
             observer: Observer::new(),
             ticket,
@@ -88,9 +92,24 @@ where
     }
 
     pub(super) fn next_request(&mut self) -> Request<ReplayBody<B>> {
-        let request = self.head.request(self.upload.again());
+        let parts = self.rebuilt.take();
+        #[expect(clippy::expect_used, reason = "there is no retry without a head")]
+        let parts = parts.expect("rebuilt when the retry was decided");
+        let request = Request::from_parts(*parts, self.upload.again());
         self.leave(&request);
         request
+    }
+
+    /// The first attempt has to wait: its request is kept as it is.
+    pub(super) fn hold_back(&mut self, request: Request<ReplayBody<B>>) {
+        self.rebuilt = Some(Box::new(request.into_parts().0));
+        self.observer.wait_for_first_attempt();
+    }
+
+    /// Whether the request can be sent again whole; if so, its head is there and its upload paused.
+    fn prepare(&mut self) -> bool {
+        self.rebuilt = self.head.rebuild().map(Box::new);
+        self.upload.pause() && self.rebuilt.is_some()
     }
 
     /// An attempt begins.
@@ -159,24 +178,34 @@ where
         // In whole seconds, and not too early.
         let seconds = hint.as_secs().saturating_add(1);
         response.headers_mut().insert(RETRY_AFTER, seconds.into());
-        self.end_with_response(response, Some(StopReason::RateGated), Some(hint))
+        self.end_with_response(response, StopReason::RateGated, Some(hint))
     }
 
-    pub(super) fn answered<F, R: Body, E>(&mut self, response: Response<R>) -> Next<F, R, E> {
-        let failed = self.classify(&response);
+    /// What the layer makes of a response; `None` where it is no failure.
+    pub(super) fn judge<R>(&mut self, response: &Response<R>) -> Option<Retryability> {
+        let failed = self.classify(response);
         self.observer.answered(response.status(), failed.is_some());
-        if !matches!(
+        let to_be_retried = matches!(
             failed,
             Some(Retryability::IfIdempotent | Retryability::Always)
-        ) {
-            self.policy
-                .spending()
-                .inspect(|budget| budget.deposit(self.paid));
+        );
+        if let (Some(budget), false) = (self.policy.spending(), to_be_retried) {
+            budget.deposit(self.paid);
         }
-        let Some(retryability) = failed else {
-            self.tell_the_gate(&response, None);
-            return self.end_with_response(response.map(ResponseBody::unread), None, None);
-        };
+        failed
+    }
+
+    /// The response is no failure.
+    pub(super) fn succeed<R: Body>(&mut self, response: &mut Response<R>) {
+        self.tell_the_gate(response, None);
+        self.end(response.extensions_mut(), None, None);
+    }
+
+    pub(super) fn fail<F, R: Body, E>(
+        &mut self,
+        response: Response<R>,
+        retryability: Retryability,
+    ) -> Next<F, R, E> {
         let since = Instant::now();
         let hint = retry_after(response.headers(), SystemTime::now());
         let invalid_token = invalid_token::in_header(response.headers());
@@ -185,7 +214,7 @@ where
         self.tell_the_gate(&response, Some(decision));
         match decision {
             Decision::Stop(stop) => {
-                self.end_with_response(response.map(ResponseBody::unread), Some(stop), hint)
+                self.end_with_response(response.map(ResponseBody::unread), stop, hint)
             }
             Decision::RetryAfter(wait) => {
                 let failure = Reason::Status(response.status());
@@ -268,7 +297,7 @@ where
             invalid_token,
             retries: self.attempts.saturating_sub(1),
             may_be_repeated: self.head.may_be_repeated(),
-            body_is_replayable: retryability != Retryability::Never && self.upload.pause(),
+            is_replayable: retryability != Retryability::Never && self.prepare(),
             rate_limited,
             hint,
             elapsed: since.saturating_duration_since(self.started),
@@ -313,23 +342,16 @@ where
         failed: FailedResponse<R>,
     ) -> Next<F, R, E> {
         let response = Response::from_parts(failed.parts, failed.peek.into());
-        self.end_with_response(response, Some(StopReason::InvalidToken), failed.hint)
+        self.end_with_response(response, StopReason::InvalidToken, failed.hint)
     }
 
     fn end_with_response<F, R: Body, E>(
         &mut self,
         mut response: Response<ResponseBody<R>>,
-        stop: Option<StopReason>,
+        stop: StopReason,
         hint: Option<Duration>,
     ) -> Next<F, R, E> {
-        let outcome = self.end(stop, hint);
-        let extensions = response.extensions_mut();
-        if outcome != RetryOutcome::FIRST_TRY {
-            extensions.insert(outcome);
-        } else if !extensions.is_empty() {
-            // That of a layer further in, or of a call that a cache remembers.
-            extensions.remove::<RetryOutcome>();
-        }
+        self.end(response.extensions_mut(), Some(stop), hint);
         Next::End(Ok(response))
     }
 
@@ -338,25 +360,38 @@ where
         error: E,
         stop: StopReason,
     ) -> Next<F, R, E> {
-        self.end(Some(stop), None);
+        self.end(&mut Extensions::new(), Some(stop), None);
         Next::End(Err(error))
     }
 
-    fn end(&mut self, stop: Option<StopReason>, retry_after: Option<Duration>) -> RetryOutcome {
+    /// The call ends; its outcome goes into the extensions of the response, and to whoever has left a
+    /// handle for it.
+    fn end(
+        &mut self,
+        extensions: &mut Extensions,
+        stop: Option<StopReason>,
+        retry_after: Option<Duration>,
+    ) {
         self.upload.release();
         self.withdrawal = None;
+        self.rebuilt = None;
         let outcome = RetryOutcome {
             attempts: self.attempts,
             waited: self.waited,
             stop,
             retry_after,
         };
+        if outcome != RetryOutcome::FIRST_TRY {
+            extensions.insert(outcome);
+        } else if !extensions.is_empty() {
+            // That of a layer further in, or of a call that a cache remembers.
+            extensions.remove::<RetryOutcome>();
+        }
         if let Some(stop) = stop {
             self.observer.giving_up(stop, &outcome);
         }
         if let Some(handle) = self.head.outcome_handle() {
             handle.set(outcome);
         }
-        outcome
     }
 }

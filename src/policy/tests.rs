@@ -8,7 +8,7 @@ fn worth_retrying() -> Failure {
         invalid_token: false,
         retries: 0,
         may_be_repeated: true,
-        body_is_replayable: true,
+        is_replayable: true,
         rate_limited: false,
         hint: None,
         elapsed: Duration::ZERO,
@@ -42,10 +42,7 @@ fn each_reason_stops_and_the_first_in_order_is_named() {
         |f| f.elapsed = Duration::from_millis(59_001),
         StopReason::DeadlineExceeded,
     );
-    stops_with(
-        |f| f.body_is_replayable = false,
-        StopReason::BodyNotReplayable,
-    );
+    stops_with(|f| f.is_replayable = false, StopReason::BodyNotReplayable);
     stops_with(|f| f.may_be_repeated = false, StopReason::NotIdempotent);
     stops_with(|f| f.retries = 3, StopReason::RetriesExhausted);
     stops_with(
