@@ -377,9 +377,14 @@ fn meaning(kind: ApiFailureKind) -> &'static str {
 /// The attempts, where there is something to tell of them.
 fn after(f: &mut fmt::Formatter<'_>, outcome: RetryOutcome) -> fmt::Result {
     match outcome.attempts() {
-        0 => f.write_str(" (never sent)"),
-        1 => f.write_str(" (1 attempt)"),
-        attempts => write!(f, " ({attempts} attempts)"),
+        0 => f.write_str(" (never sent"),
+        1 => f.write_str(" (1 attempt"),
+        attempts => write!(f, " ({attempts} attempts"),
+    }?;
+    match outcome.stop_reason() {
+        // Not the server's answer.
+        Some(StopReason::RateGated) => f.write_str(", held back by the rate gate)"),
+        _ => f.write_str(")"),
     }
 }
 

@@ -31,6 +31,9 @@ use self::{queue::Queue, quota::quota};
 /// marked as [`StopReason::RateGated`](crate::StopReason::RateGated): it has no body, and its
 /// `Retry-After`, which the outcome has too, tells when to come back.
 ///
+/// The order holds because each waits for the one before: a call that is held and not polled, in a
+/// `select!` say, holds those behind it up until it is polled or dropped.
+///
 /// One gate stands for one quota: give clones of it to the policies of all clients that share the quota,
 /// and to no others.
 ///
@@ -68,7 +71,8 @@ impl RateGate {
         self.queue.state(Instant::now()).0
     }
 
-    /// For how long the gate is still closed; `None` while it is open.
+    /// For how long the gate is still closed, by a 429 or because the server's quota is used up; `None`
+    /// while it is open.
     pub fn closed_for(&self) -> Option<Duration> {
         self.queue.state(Instant::now()).1
     }
@@ -109,6 +113,8 @@ pub(crate) struct Ticket {
 enum Place {
     Outside,
     InLine,
+    /// It may leave: the gate had closed that often, and it was then.
+    Free(u64, Instant),
     /// Under way since the gate had closed so often.
     UnderWay(u64),
 }
@@ -128,23 +134,31 @@ impl Ticket {
     pub(crate) fn ask(&mut self, now: Instant, waker: Option<&Waker>) -> Turn {
         let turn = self.queue.ask(self.number, now, self.latest, waker);
         self.place = match turn {
-            Turn::Now(closings) => Place::UnderWay(closings),
+            Turn::Now(closings) => Place::Free(closings, now),
             Turn::Later(_) if waker.is_some() => Place::InLine,
             Turn::Later(_) | Turn::TooLate(_) => Place::Outside,
         };
         turn
     }
 
-    /// Whether the turn is still good when the request is about to leave.
+    /// Whether the turn is still good when the request is about to leave, or another is to be had at
+    /// once.
     pub(crate) fn confirm(&mut self, now: Instant) -> bool {
-        let Place::UnderWay(closings) = self.place else {
-            return false;
-        };
-        let good = self.queue.confirm(closings, now);
-        if !good {
+        if let Place::Free(closings, given) = self.place {
             self.place = Place::Outside;
+            if self.queue.confirm(closings, given, now) {
+                self.place = Place::Free(closings, given);
+                return true;
+            }
         }
-        good
+        matches!(self.ask(now, None), Turn::Now(_))
+    }
+
+    /// The request leaves.
+    pub(crate) fn leave(&mut self) {
+        if let Place::Free(closings, _) = self.place {
+            self.place = Place::UnderWay(closings);
+        }
     }
 
     /// The server has answered. Refused, the gate closes for `wait`.
@@ -170,7 +184,7 @@ impl Ticket {
     pub(crate) fn lost(&mut self) {
         if let Place::UnderWay(_) = self.place {
             self.place = Place::Outside;
-            self.queue.lost();
+            self.queue.lost(Instant::now());
         }
     }
 }
@@ -180,7 +194,8 @@ impl Drop for Ticket {
         match self.place {
             Place::Outside => {}
             Place::InLine => self.queue.give_up(self.number),
-            Place::UnderWay(_) => self.queue.lost(),
+            Place::Free(..) => self.queue.unsent(Instant::now()),
+            Place::UnderWay(_) => self.queue.lost(Instant::now()),
         }
     }
 }

@@ -16,8 +16,8 @@ use http_body_util::{BodyExt, Empty};
 use tokio::{task::JoinHandle, time::Instant};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
 use tower_http_retry::{
-    RateGate, ReplayBody, ResponseBody, RetryBudget, RetryLayer, RetryOutcome, RetryPolicy,
-    StopReason,
+    ErrorForStatusLayer, RateGate, ReplayBody, ResponseBody, RetryBudget, RetryLayer, RetryOutcome,
+    RetryPolicy, StopReason,
 };
 
 type Answer = Response<Empty<Bytes>>;
@@ -228,7 +228,7 @@ async fn a_turn_that_would_come_too_late_is_refused_at_once_by_an_answer_that_is
     );
     assert_eq!(
         (local.status().as_u16(), &local.headers()["retry-after"]),
-        (429, &"31".parse().unwrap())
+        (429, &"30".parse().unwrap())
     );
     assert!(
         local
@@ -240,6 +240,20 @@ async fn a_turn_that_would_come_too_late_is_refused_at_once_by_an_answer_that_is
             .is_empty()
     );
     assert_eq!(log.paths(), ["/server"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_an_error_it_is_not_mistaken_for_the_servers_answer() {
+    let (gate, log) = (RateGate::new(), Log::new());
+    let policy = policy(&gate).max_elapsed(5 * SECOND);
+    let client = client(policy, log.clone(), |_| limited("30"));
+    let client = ErrorForStatusLayer::new().layer(client);
+    client.clone().oneshot(get("/server")).await.unwrap_err();
+    let error = client.oneshot(get("/local")).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "429 Too Many Requests: over the rate limit, back off (never sent, held back by the rate gate)"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -114,6 +114,9 @@ where
 
     /// An attempt begins.
     pub(super) fn leave(&mut self, request: &Request<ReplayBody<B>>) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.leave();
+        }
         self.observer.attempt(request, self.attempts);
         self.attempts = self.attempts.saturating_add(1);
         self.paid = self.withdrawal.is_some();
@@ -176,7 +179,8 @@ where
         let mut response = Response::new(ResponseBody::empty());
         *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
         // In whole seconds, and not too early.
-        let seconds = hint.as_secs().saturating_add(1);
+        let fraction = u64::from(hint.subsec_nanos() > 0);
+        let seconds = hint.as_secs().saturating_add(fraction);
         response.headers_mut().insert(RETRY_AFTER, seconds.into());
         self.end_with_response(response, StopReason::RateGated, Some(hint))
     }

@@ -51,10 +51,13 @@ pub(crate) enum Turn {
 }
 
 impl Queue {
+    /// A gate that is never closed for longer than `longest` at a time.
     pub(crate) fn new(longest: Duration) -> Self {
+        // So that all points in time can be told.
+        const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
         Self {
             line: Mutex::new(Line::default()),
-            longest,
+            longest: longest.min(A_YEAR),
         }
     }
 
@@ -73,74 +76,80 @@ impl Queue {
         latest: Option<Instant>,
         waker: Option<&Waker>,
     ) -> Turn {
+        // Wakers are the code of others: cloned and dropped outside of the lock.
+        let waker = waker.cloned();
         let mut line = self.lock();
-        if let Some(too_late) = line.waiting.get(&number).and_then(|it| it.too_late) {
-            let next = line.remove(number);
-            drop(line);
-            wake(next);
-            return Turn::TooLate(too_late);
-        }
         let first = line.waiting.keys().next().is_none_or(|it| number <= *it);
-        let turn = line.turn(now);
-        if first && turn <= now {
-            let next = line.leave(number, now);
-            let closings = line.closings;
-            drop(line);
-            wake(next);
-            return Turn::Now(closings);
-        }
-        if let Some(waker) = waker {
-            if let Some(waiting) = line.waiting.get_mut(&number) {
-                match &mut waiting.waker {
-                    Some(old) => old.clone_from(waker),
-                    None => waiting.waker = Some(waker.clone()),
-                }
-            } else {
-                let ahead = line.waiting.range(..number).count();
-                let expected = line.after(turn, ahead);
-                if latest.is_some_and(|latest| expected > latest) {
-                    return Turn::TooLate(expected);
-                }
-                let waker = Some(waker.clone());
-                let waiting = Waiting {
-                    latest,
-                    too_late: None,
-                    waker,
-                };
-                line.waiting.insert(number, waiting);
-            }
-        }
-        Turn::Later(first.then_some(turn))
+        let turn = line.turn(now, self.longest);
+        let expected = match latest {
+            Some(_) => line.after(turn, line.ahead_of(number)),
+            None => turn,
+        };
+        let too_late = line.waiting.get(&number).and_then(|it| it.too_late);
+        let too_late = too_late.or(latest.filter(|it| expected > *it).map(|_| expected));
+        let (answer, old, next) = if let Some(too_late) = too_late {
+            let (old, next) = line.remove(number);
+            (Turn::TooLate(too_late), old, next)
+        } else if first && turn <= now {
+            let (old, next) = line.leave(number, now);
+            (Turn::Now(line.closings), old, next)
+        } else {
+            let old = waker.and_then(|waker| line.join(number, latest, waker));
+            (Turn::Later(first.then_some(turn)), old, None)
+        };
+        let pushed_back = match answer {
+            Turn::Later(_) if !line.is_last(number) => line.send_away(now, self.longest),
+            _ => Vec::new(),
+        };
+        drop(line);
+        drop(old);
+        next.into_iter().chain(pushed_back).for_each(Waker::wake);
+        answer
     }
 
-    /// Whether a turn that was given when the gate had closed `closings` times is still good; otherwise
-    /// the request has not left.
-    pub(crate) fn confirm(&self, closings: u64, now: Instant) -> bool {
-        let mut line = self.lock();
-        let good = line.closings == closings && line.closed_until.is_none_or(|until| until <= now);
+    /// Whether a turn that was given at `given`, when the gate had closed `closings` times, is still
+    /// good. If not, the request has not left: turns that were not used in time would otherwise be used
+    /// all at once.
+    pub(crate) fn confirm(&self, closings: u64, given: Instant, now: Instant) -> bool {
+        let line = self.lock();
+        let good = line.closings == closings
+            && line.closed_until.is_none_or(|until| until <= now)
+            && now.saturating_duration_since(given) <= line.pace.interval() + LATE;
+        drop(line);
         if !good {
-            line.pace.ended();
+            self.unsent(now);
         }
         good
     }
 
+    /// A turn that was given was not used.
+    pub(crate) fn unsent(&self, now: Instant) {
+        self.change(now, |line| {
+            line.pace.ended();
+            let interval = line.pace.interval();
+            line.next_turn = line.next_turn.and_then(|turn| turn.checked_sub(interval));
+        });
+    }
+
     /// Gives the place in line up.
     pub(crate) fn give_up(&self, number: u64) {
-        let next = self.lock().remove(number);
-        wake(next);
+        let (old, next) = self.lock().remove(number);
+        drop(old);
+        next.into_iter().for_each(Waker::wake);
     }
 
     /// A request that had left is no longer under way, and no answer came.
-    pub(crate) fn lost(&self) {
-        self.lock().pace.ended();
+    pub(crate) fn lost(&self, now: Instant) {
+        self.change(now, |line| line.pace.ended());
     }
 
     /// The server accepted a request.
     pub(crate) fn accepted(&self, now: Instant, quota: Option<Quota>) {
-        let mut line = self.lock();
-        line.pace.ended();
-        line.pace.accepted();
-        line.pace.stated(now, quota);
+        self.change(now, |line| {
+            line.pace.ended();
+            line.pace.accepted();
+            line.pace.stated(now, quota);
+        });
     }
 
     /// The server refused a request, which had left when the gate had closed `closings` times, and asks
@@ -153,28 +162,25 @@ impl Queue {
         quota: Option<Quota>,
     ) {
         let wait = wait.min(self.longest);
-        let mut line = self.lock();
-        line.pace.ended();
-        line.pace.stated(now, quota);
-        line.closed_until = line.closed_until.max(now.checked_add(wait));
-        // What had left before the gate closed tells nothing of the pace since.
-        if line.closings == closings {
-            line.closings = line.closings.wrapping_add(1);
-            line.pace.refused(now, wait);
-        }
-        let woken = line.send_away(now);
-        drop(line);
-        woken.into_iter().for_each(Waker::wake);
+        self.change(now, |line| {
+            line.pace.ended();
+            line.pace.stated(now, quota);
+            line.closed_until = line.closed_until.max(now.checked_add(wait));
+            // What had left before the gate closed tells nothing of the pace since.
+            if line.closings == closings {
+                line.closings = line.closings.wrapping_add(1);
+                line.pace.refused(now, wait, quota);
+            }
+        });
     }
 
-    /// How many wait, and until when the gate is closed.
+    /// How many wait, and for how long the gate is closed.
     pub(crate) fn state(&self, now: Instant) -> (usize, Option<Duration>) {
         let line = self.lock();
-        let closed_for = line
-            .closed_until
-            .map(|until| until.saturating_duration_since(now));
-        let closed_for = closed_for.filter(|it| !it.is_zero());
-        (line.waiting.len(), closed_for)
+        let spent_until = line.pace.spent_until(now, self.longest);
+        let closed_until = line.closed_until.max(spent_until);
+        let closed_for = closed_until.map(|until| until.saturating_duration_since(now));
+        (line.waiting.len(), closed_for.filter(|it| !it.is_zero()))
     }
 
     /// The time between two requests, by what is known.
@@ -182,11 +188,31 @@ impl Queue {
         self.lock().pace.interval()
     }
 
+    /// Changes what is known, and tells those to whom it makes a difference: the first in line where the
+    /// turn comes earlier, whoever will now be too late where it comes later.
+    fn change(&self, now: Instant, change: impl FnOnce(&mut Line)) {
+        let mut line = self.lock();
+        let before = (line.turn(now, self.longest), line.pace.interval());
+        change(&mut line);
+        let after = (line.turn(now, self.longest), line.pace.interval());
+        let woken = if after.0 > before.0 || after.1 > before.1 {
+            line.send_away(now, self.longest)
+        } else if after.0 < before.0 {
+            Vec::from_iter(line.first_waker())
+        } else {
+            Vec::new()
+        };
+        drop(line);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Line> {
-        // Nothing in here runs code of others but wakers, and those outside of the lock.
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// By so much timers, and services that are about to be ready, may be late.
+const LATE: Duration = Duration::from_millis(20);
 
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -196,10 +222,10 @@ impl fmt::Debug for Queue {
 
 impl Line {
     /// When the first in line may leave.
-    fn turn(&self, now: Instant) -> Instant {
+    fn turn(&self, now: Instant, longest: Duration) -> Instant {
         let closed_until = self.closed_until.unwrap_or(now);
         let next_turn = self.next_turn.unwrap_or(now);
-        let spent_until = self.pace.spent_until(now).unwrap_or(now);
+        let spent_until = self.pace.spent_until(now, longest).unwrap_or(now);
         closed_until.max(next_turn).max(spent_until)
     }
 
@@ -210,26 +236,53 @@ impl Line {
         turn.checked_add(wait).unwrap_or(turn)
     }
 
-    /// `number` leaves; returns who is to ask now.
-    fn leave(&mut self, number: u64, now: Instant) -> Option<Waker> {
-        let next = self.remove(number);
+    fn ahead_of(&self, number: u64) -> usize {
+        match self.is_last(number) {
+            // Most come last.
+            true => self.waiting.len() - usize::from(self.waiting.contains_key(&number)),
+            false => self.waiting.range(..number).count(),
+        }
+    }
+
+    fn is_last(&self, number: u64) -> bool {
+        self.waiting
+            .keys()
+            .next_back()
+            .is_none_or(|it| *it <= number)
+    }
+
+    /// `number` stays in line; returns the waker that it no longer needs.
+    fn join(&mut self, number: u64, latest: Option<Instant>, waker: Waker) -> Option<Waker> {
+        let waiting = self.waiting.entry(number).or_insert(Waiting {
+            latest,
+            too_late: None,
+            waker: None,
+        });
+        waiting.waker.replace(waker)
+    }
+
+    /// `number` leaves; returns its waker, and that of who is to ask now.
+    fn leave(&mut self, number: u64, now: Instant) -> (Option<Waker>, Option<Waker>) {
+        let (old, next) = self.remove(number);
         self.pace.left(now, !self.waiting.is_empty());
         let interval = self.pace.interval();
         // Timers are late by a little: what was missed by that is made up for, and no more.
-        let slack = interval.min(Duration::from_millis(20));
+        let slack = interval.clamp(LATE / 10, LATE);
         let earliest = now.checked_sub(slack).unwrap_or(now);
         let from = self.next_turn.map_or(now, |turn| turn.max(earliest));
         self.next_turn = from.checked_add(interval);
-        next.or_else(|| self.first_waker())
+        (old, next.or_else(|| self.first_waker()))
     }
 
-    /// Takes `number` out of the line; returns who is first now, where that has changed.
-    fn remove(&mut self, number: u64) -> Option<Waker> {
+    /// Takes `number` out of the line; returns its waker, and that of who is first now, where that has
+    /// changed.
+    fn remove(&mut self, number: u64) -> (Option<Waker>, Option<Waker>) {
         let first = self.waiting.keys().next().copied();
-        self.waiting.remove(&number)?;
-        (first == Some(number))
-            .then(|| self.first_waker())
-            .flatten()
+        let Some(removed) = self.waiting.remove(&number) else {
+            return (None, None);
+        };
+        let next = (first == Some(number)).then(|| self.first_waker());
+        (removed.waker, next.flatten())
     }
 
     fn first_waker(&mut self) -> Option<Waker> {
@@ -238,9 +291,9 @@ impl Line {
     }
 
     /// Tells those whose turn would now come too late.
-    fn send_away(&mut self, now: Instant) -> Vec<Waker> {
+    fn send_away(&mut self, now: Instant, longest: Duration) -> Vec<Waker> {
         let interval = self.pace.interval();
-        let mut turn = self.turn(now);
+        let mut turn = self.turn(now, longest);
         let mut woken = Vec::new();
         for waiting in self.waiting.values_mut() {
             if waiting.latest.is_some_and(|latest| turn > latest) {
@@ -251,12 +304,6 @@ impl Line {
             }
         }
         woken
-    }
-}
-
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }
 

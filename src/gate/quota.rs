@@ -30,9 +30,13 @@ pub(crate) fn quota(headers: &HeaderMap, now: SystemTime) -> Option<Quota> {
         .or_else(|| triple(headers, "x-ratelimit", now))?;
     let sound = quota.limit > 0
         && quota.remaining <= quota.limit
+        && quota.reset <= FURTHEST_RESET
         && quota.window.is_none_or(|window| !window.is_zero());
     sound.then_some(quota)
 }
+
+/// A week: a reset further off is more likely a mistake, milliseconds for seconds say, than a quota.
+const FURTHEST_RESET: Duration = Duration::from_secs(7 * 24 * 3600);
 
 fn structured(headers: &HeaderMap) -> Option<Quota> {
     let states = items(headers, "ratelimit");
@@ -184,6 +188,11 @@ mod tests {
                 ("ratelimit", "\"a\";r=5;t=1"),
             ],
             &[("x-ratelimit-limit", "10"), ("x-ratelimit-remaining", "5")],
+            &[
+                ("x-ratelimit-limit", "10"),
+                ("x-ratelimit-remaining", "0"),
+                ("x-ratelimit-reset", "1700000030000"),
+            ],
             &[
                 ("x-ratelimit-limit", "ten"),
                 ("x-ratelimit-remaining", "5"),

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::SLOWEST;
+
 #[derive(Debug)]
 pub(super) struct Learned {
     /// Requests a second; `None` as long as nothing was refused.
@@ -33,6 +35,8 @@ pub(super) struct Learned {
     opened: Option<Instant>,
     /// Answers since then that were no refusal.
     accepted: u32,
+    /// How many a second there were before that, as long as there was no refusal at all.
+    before: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,6 +81,7 @@ impl Default for Learned {
             scale: 1.0,
             opened: None,
             accepted: 0,
+            before: 0.0,
         }
     }
 }
@@ -87,13 +92,28 @@ impl Learned {
     }
 
     pub(super) fn left(&mut self, now: Instant, wanted: bool) {
-        self.opened.get_or_insert(now);
+        let opened = *self.opened.get_or_insert(now);
+        if self.rate.is_none() {
+            self.look_back(now, opened);
+        }
         if let (Some(last), true) = (self.last_left, wanted) {
             self.lasted += now.saturating_duration_since(last).as_secs_f64();
         }
         self.last_left = Some(now);
         if let Some(rate) = self.rate {
             self.advance(rate);
+        }
+    }
+
+    /// What was long ago tells nothing of the limit that a first refusal shows.
+    fn look_back(&mut self, now: Instant, opened: Instant) {
+        const WINDOW: f64 = 5.0;
+
+        let secs = now.saturating_duration_since(opened).as_secs_f64();
+        if secs > WINDOW {
+            self.before = f64::from(self.accepted) / secs;
+            self.opened = Some(now);
+            self.accepted = 0;
         }
     }
 
@@ -138,14 +158,14 @@ impl Learned {
 
         match (self.rate, self.safe, self.phase) {
             // Nothing was accepted: a guess, to be mended soon.
-            (None, ..) if self.accepted == 0 => {
+            (None, ..) if self.accepted == 0 && self.before == 0.0 => {
                 let guess = f64::from(in_flight / 4).max(1.0);
                 self.rate = Some(guess / wait_secs);
                 self.hold = SHORT_HOLD;
                 self.first_step = LARGE_STEP;
             }
             (None, ..) => {
-                self.rate = Some(measured * MARGIN);
+                self.rate = Some(measured.max(self.before) * MARGIN);
                 self.hold = FIRST_HOLD;
                 self.first_step = SMALL_STEP;
             }
@@ -177,6 +197,7 @@ impl Learned {
                 self.first_step = LARGE_STEP;
             }
         }
+        self.rate = self.rate.map(|rate| rate.max(SLOWEST));
         self.phase = Phase::Hold;
         self.lasted = 0.0;
         self.last_left = None;

@@ -50,14 +50,16 @@ impl Stated {
     }
 
     /// When there will be more, where what is left is on its way already.
-    pub(super) fn spent_until(&self, in_flight: u32) -> Option<Instant> {
+    /// But for no longer than `longest`.
+    pub(super) fn spent_until(&self, in_flight: u32, longest: Duration) -> Option<Instant> {
         let on_its_way = f64::from(in_flight) * self.share;
         let left = self.quota.remaining as f64 - on_its_way;
-        if left >= 1.0 {
+        // One for each of those who share it.
+        if left >= self.share {
             return None;
         }
         // The reset is stated in whole seconds; the beginning that was seen is more exact.
-        let stated = self.at.checked_add(self.quota.reset)?;
+        let stated = self.at.checked_add(self.quota.reset.min(longest))?;
         let seen = self
             .began
             .and_then(|began| began.checked_add(self.window()));
@@ -72,9 +74,14 @@ impl Stated {
     }
 
     pub(super) fn update(&mut self, now: Instant, quota: Quota, in_flight: u32) {
+        if quota.limit != self.quota.limit {
+            // Another quota, or another size of this one: what was seen of it so far tells nothing.
+            *self = Self::new(now, quota);
+            return;
+        }
         let answers_that_crossed = u64::from(in_flight).saturating_add(1);
         let before = self.quota.remaining.saturating_add(answers_that_crossed);
-        if quota.limit != self.quota.limit || quota.remaining > before {
+        if quota.remaining > before {
             self.begin(now);
         }
         self.answers = self.answers.saturating_add(1);
@@ -95,6 +102,7 @@ impl Stated {
             (None, _) => self.share,
         };
         self.began = Some(now);
+        self.longest_reset = Duration::ZERO;
         self.answers = 0;
         self.wanted = false;
     }

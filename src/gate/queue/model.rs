@@ -77,7 +77,7 @@ fn a_turn_is_not_good_any_more_once_the_gate_has_closed() {
         };
         let turn = queue.ask(second, now, None, None);
         let good = match turn {
-            Turn::Now(closings) => queue.confirm(closings, now),
+            Turn::Now(closings) => queue.confirm(closings, now, now),
             _ => false,
         };
         refused.join().unwrap();
@@ -85,7 +85,7 @@ fn a_turn_is_not_good_any_more_once_the_gate_has_closed() {
         let (_, closed_for) = queue.state(now);
         assert_eq!(closed_for, Some(SECOND));
         if let (Turn::Now(closings), true) = (turn, good) {
-            assert!(!queue.confirm(closings, now));
+            assert!(!queue.confirm(closings, now, now));
         }
     });
 }
