@@ -277,6 +277,26 @@ impl From<ApiError> for Error {
 ///
 /// The inner error is its [`source`](error::Error::source). It is left out of `Display` and `Debug`,
 /// since nothing is known of what it shows.
+///
+/// ```
+/// use http::{Request, Response};
+/// use http_body_util::Empty;
+/// use std::io;
+/// use tower::{Layer, ServiceExt, service_fn};
+/// use tower_http_retry::{ApiFailureKind, Error, ErrorForStatusLayer};
+///
+/// # #[tokio::main] async fn main() {
+/// let client = ErrorForStatusLayer::new().layer(service_fn(async |_: Request<()>| {
+///     Err::<Response<Empty<bytes::Bytes>>, _>(io::Error::from(io::ErrorKind::TimedOut))
+/// }));
+/// let Err(Error::Transport(error)) = client.oneshot(Request::new(())).await else {
+///     panic!("nobody answered")
+/// };
+/// assert_eq!(error.kind(), ApiFailureKind::Timeout);
+/// assert!(error.get_ref().downcast_ref::<io::Error>().is_some());
+/// assert_eq!(error.to_string(), "no answer in time (1 attempt)");
+/// # }
+/// ```
 pub struct TransportError {
     broken: Box<Broken>,
 }

@@ -94,6 +94,26 @@ impl<S> Layer<S> for ErrorForStatusLayer {
 /// 1xx, 2xx and 3xx pass untouched. A 4xx or 5xx becomes [`Error::Api`], with as much of its body as
 /// the limits allow; whatever is wrong with the body, the error is that of the status. An inner error
 /// becomes [`Error::Transport`].
+///
+/// ```
+/// use http::{Request, Response, StatusCode};
+/// use http_body_util::Full;
+/// use tower::{Layer, ServiceExt, service_fn};
+/// use tower_http_retry::{Error, ErrorForStatusLayer};
+///
+/// # #[tokio::main] async fn main() {
+/// let inner = service_fn(async |_: Request<()>| {
+///     let mut response = Response::new(Full::<bytes::Bytes>::from(r#"{"message":"No such account"}"#));
+///     *response.status_mut() = StatusCode::NOT_FOUND;
+///     Ok::<_, std::io::Error>(response)
+/// });
+/// let client = ErrorForStatusLayer::new().body_limit(1024).layer(inner);
+/// let Err(Error::Api(error)) = client.oneshot(Request::new(())).await else {
+///     panic!("404 is a failure")
+/// };
+/// assert_eq!(error.message(), Some("No such account"));
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct ErrorForStatus<S> {
     inner: S,

@@ -23,6 +23,16 @@ use crate::{
 /// `S` is the inner service, which sees requests with a [`ReplayBody`]; its error type is kept.
 /// The first attempt is made by the instance of `S` that `poll_ready` made ready, each later one by
 /// a clone that gets ready on its own first.
+///
+/// ```
+/// use tower::Layer;
+/// use tower_http_retry::{Retry, RetryLayer};
+///
+/// let mut service: Retry<&str> = RetryLayer::default().layer("an HTTP client");
+/// *service.get_mut() = "another";
+/// assert_eq!(*service.get_ref(), "another");
+/// assert_eq!(service.into_inner(), "another");
+/// ```
 pub struct Retry<S, C = ApiErrorsAsFailures> {
     inner: S,
     policy: Arc<RetryPolicy<C>>,

@@ -56,6 +56,17 @@ pub struct ReplayBody<B> {
 }
 
 /// The error that a request body ends with when another attempt has taken its place.
+///
+/// Only the client under the layer meets it, in the [`ReplayBody`] of an attempt that is over.
+///
+/// ```
+/// use tower::BoxError;
+/// use tower_http_retry::Superseded;
+///
+/// fn is_the_layers_own(error: &BoxError) -> bool {
+///     error.is::<Superseded>()
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Superseded;
