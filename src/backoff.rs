@@ -86,8 +86,7 @@ impl ExponentialBackoff {
 
     /// The largest delay before retry `n`.
     fn ceiling(&self, n: u32) -> Duration {
-        // 1 << n as far as a u32 holds it: any base above zero has reached any cap by then, or it
-        // is doubled further below.
+        // As many doublings at once as a factor of 32 bits holds, until the cap is reached.
         let mut ceiling = self.base;
         let mut doublings = n;
         while doublings > 0 && ceiling < self.cap && !ceiling.is_zero() {

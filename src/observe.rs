@@ -60,6 +60,7 @@ macro_rules! giving_up {
         )
     };
 }
+
 impl Observer {
     pub(crate) fn new() -> Self {
         Self { spans: None }

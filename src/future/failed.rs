@@ -40,11 +40,11 @@ impl<R: Body> FailedResponse<R> {
         timeout: Pin<&mut Sleep>,
         policy: &RetryPolicy<C>,
     ) -> Poll<Read> {
-        if self.poll_inspect(cx, policy).is_pending() {
-            ready!(timeout.poll(cx));
-            return Poll::Ready(self.inspect());
-        }
         if !self.inspected {
+            if self.peek.poll_keep(cx, policy.inspect_limit).is_pending() {
+                ready!(timeout.poll(cx));
+                return Poll::Ready(self.inspect());
+            }
             self.inspected = true;
             if let Read::InvalidToken = self.inspect() {
                 return Poll::Ready(Read::InvalidToken);
@@ -54,13 +54,6 @@ impl<R: Body> FailedResponse<R> {
             ready!(timeout.poll(cx));
         }
         Poll::Ready(Read::Dropped)
-    }
-
-    fn poll_inspect<C>(&mut self, cx: &mut Context<'_>, policy: &RetryPolicy<C>) -> Poll<()> {
-        if self.inspected {
-            return Poll::Ready(());
-        }
-        self.peek.poll_keep(cx, policy.inspect_limit)
     }
 
     fn inspect(&self) -> Read {

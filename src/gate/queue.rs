@@ -1,8 +1,9 @@
 //! Who may leave, and when: first come, first served.
 //!
 //! The queue has no timer of its own and takes the time as an argument. Only the first in line is told a
-//! time at which to ask again; whoever leaves, or gives up, hands that place to the next. So nobody holds
-//! a turn that a closing gate would have to take back, and whoever gives up leaves no hole.
+//! time at which to ask again; whoever leaves, or gives up, hands that place to the next, and leaves no
+//! hole. Turns are given when they have come and not before; one that was not used in time, or before the
+//! gate closed, is not good any more.
 
 use std::{collections::BTreeMap, fmt, sync::PoisonError, task::Waker, time::Duration};
 

@@ -46,8 +46,9 @@ enum Phase {
     Probe(f64),
 }
 
-// In seconds, or as parts of the rate. All were varied in the example `storm`, over 20 seeds: those near
-// reach its targets too, and use a few per cent more or less of the quota.
+// In seconds, or as parts of the rate: chosen in the example `storm`, over 20 seeds. What gives most is how
+// long a rate is held before it is safe, and it works both ways: a shorter time costs more refusals where
+// others share the limit, a longer one finds a raised limit too late (from 6 on, below its target there).
 const SHORT_HOLD: f64 = 2.0;
 const FIRST_HOLD: f64 = 6.0;
 const LONGEST_HOLD: f64 = 16.0;
