@@ -133,6 +133,7 @@ impl RetryBudget {
 
     /// An answer came that is no failure worth retrying, to a retry that cost tokens or to another
     /// attempt.
+    #[inline]
     pub(crate) fn deposit(&self, to_paid_retry: bool) {
         match &self.shared.tokens {
             Tokens::Own(bucket) => bucket.deposit(match to_paid_retry {
@@ -209,12 +210,14 @@ impl Bucket {
     }
 
     /// Adds tokens, as far as there is room; where there is none, nothing is written.
+    #[inline]
     pub(crate) fn deposit(&self, tokens: u32) {
         self.update(|now| {
             (now < self.capacity).then(|| now.saturating_add(tokens).min(self.capacity))
         });
     }
 
+    #[inline]
     fn update(&self, change: impl FnMut(u32) -> Option<u32>) -> bool {
         let relaxed = Ordering::Relaxed;
         self.tokens.fetch_update(relaxed, relaxed, change).is_ok()

@@ -318,6 +318,7 @@ pub enum ApiFailureKind {
 
 impl ApiFailureKind {
     /// The kind that a status stands for; `None` where the status is no failure.
+    #[inline]
     pub(crate) fn of_status(status: StatusCode) -> Option<Self> {
         Some(match status {
             StatusCode::BAD_REQUEST => Self::BadRequest,

@@ -93,10 +93,12 @@ where
     /// Makes the first attempt with `ready`, and keeps a clone of it for the others.
     pub(crate) fn new(ready: &mut S, policy: Arc<RetryPolicy<C>>, request: Request<B>) -> Self {
         let started = Instant::now();
-        let (mut call, request) = Call::new(policy, request, started);
+        let mut call = Call::new(policy, &request, started);
         let state = if call.may_leave(started) {
             call.leave(&request);
-            let attempt = call.observer.in_attempt(|| ready.call(request));
+            let request = request.map(|body| call.share(body));
+            let _entered = call.observer.enter();
+            let attempt = ready.call(request);
             State::Attempting { attempt }
         } else {
             // What is ready is not kept from others while this one waits.
@@ -134,7 +136,10 @@ where
         loop {
             let next = match this.state.as_mut().project() {
                 StateProj::Attempting { attempt } => {
-                    let result = ready!(this.call.observer.in_attempt(|| attempt.poll(cx)));
+                    let result = {
+                        let _entered = this.call.observer.enter();
+                        ready!(attempt.poll(cx))
+                    };
                     // What the attempt held, a permit perhaps, is let go first.
                     this.state.set(State::Done);
                     match result {
@@ -166,7 +171,7 @@ where
                 }
                 StateProj::Waiting { sleep, since } => {
                     ready!(sleep.poll(cx));
-                    this.call.waited += since.elapsed();
+                    this.call.waited(*since);
                     this.call.line_up()
                 }
                 StateProj::Queueing { turn } => match this.call.poll_turn(cx, turn) {
@@ -177,9 +182,8 @@ where
                 StateProj::Readying => match ready!(this.service.poll_ready(cx)) {
                     Ok(()) if this.call.is_still_free_to_leave() => {
                         let request = this.call.next_request();
-                        let service = &mut *this.service;
-                        let attempt = this.call.observer.in_attempt(|| service.call(request));
-                        Next::Attempt(attempt)
+                        let _entered = this.call.observer.enter();
+                        Next::Attempt(this.service.call(request))
                     }
                     Ok(()) => {
                         // The gate closed meanwhile; nothing ready is held while waiting.

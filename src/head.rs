@@ -4,7 +4,7 @@
 //! therefore kept as bytes, all of them in one buffer, from which the head is rebuilt when a retry is
 //! made. The values of a rebuilt head are slices of that buffer.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request::Parts,
     uri,
@@ -19,12 +19,13 @@ pub(crate) struct Head {
     method: Method,
     version: Version,
     extensions: Extensions,
-    /// The parts of the URI, then names and values of the headers, each behind its length.
+    /// The parts of the URI, then names and values of the headers, behind their lengths.
     text: Vec<u8>,
     headers: usize,
 }
 
 impl Head {
+    #[inline]
     pub(crate) fn keep<B>(request: &Request<B>) -> Self {
         let headers = request.headers();
         Self {
@@ -63,61 +64,67 @@ impl Head {
     fn has_idempotency_key(&self) -> bool {
         let mut text = Text(Bytes::copy_from_slice(&self.text));
         // The URI comes first.
-        let mut parts = std::iter::from_fn(|| text.take()).skip(3);
-        let mut headers = std::iter::from_fn(|| Some((parts.next()?.0, parts.next()?.0)));
-        headers.any(|(name, value)| name == IDEMPOTENCY_KEY && !value.trim_ascii().is_empty())
+        let mut headers = std::iter::from_fn(|| text.take()).skip(2);
+        headers.any(|(name, value, _)| name == IDEMPOTENCY_KEY && !value.trim_ascii().is_empty())
     }
 
     /// Where the caller wants to read the outcome.
+    #[inline]
     pub(crate) fn outcome_handle(&self) -> Option<&OutcomeHandle> {
         self.extensions.get()
     }
 }
 
-const LENGTH: usize = size_of::<u64>();
-
 fn write(uri: &Uri, headers: &HeaderMap) -> Vec<u8> {
+    // To guess is cheaper than to measure: a head that is longer grows its buffer.
+    const URI: usize = 128;
+    const HEADER: usize = 64;
+    let mut text = Vec::with_capacity(URI + HEADER * headers.len());
+
     let scheme = uri.scheme_str().unwrap_or_default();
     let authority = uri.authority().map_or("", uri::Authority::as_str);
     let path = uri.path_and_query().map_or("", uri::PathAndQuery::as_str);
-
-    let lengths = headers
-        .iter()
-        .map(|(name, value)| 2 * LENGTH + name.as_str().len() + value.len());
-    let uri_length = 3 * LENGTH + scheme.len() + authority.len() + path.len();
-    let mut text = Vec::with_capacity(uri_length + lengths.sum::<usize>());
-    for part in [scheme, authority, path] {
-        put(&mut text, part.as_bytes(), false);
-    }
+    put(&mut text, scheme, authority.as_bytes(), false);
+    put(&mut text, "", path.as_bytes(), false);
     for (name, value) in headers {
-        put(&mut text, name.as_str().as_bytes(), false);
-        put(&mut text, value.as_bytes(), value.is_sensitive());
+        put(
+            &mut text,
+            name.as_str(),
+            value.as_bytes(),
+            value.is_sensitive(),
+        );
     }
     text
 }
 
-fn put(text: &mut Vec<u8>, part: &[u8], marked: bool) {
-    let length = (part.len() as u64) << 1 | u64::from(marked);
-    text.extend_from_slice(&length.to_le_bytes());
-    text.extend_from_slice(part);
+/// Two parts behind their lengths: that of the first fits 16 bits, since `http` allows no longer name.
+fn put(text: &mut Vec<u8>, first: &str, second: &[u8], marked: bool) {
+    let lengths = (second.len() as u64) << 17 | (first.len() as u64) << 1 | u64::from(marked);
+    text.extend_from_slice(&lengths.to_le_bytes());
+    text.extend_from_slice(first.as_bytes());
+    text.extend_from_slice(second);
 }
 
 /// What is left to be read of a head.
 struct Text(Bytes);
 
 impl Text {
-    fn take(&mut self) -> Option<(Bytes, bool)> {
-        let length = u64::from_le_bytes(*self.0.first_chunk::<LENGTH>()?);
-        let end = LENGTH.checked_add(usize::try_from(length >> 1).ok()?)?;
-        if end > self.0.len() {
+    /// What one [`put`] has written.
+    fn take(&mut self) -> Option<(Bytes, Bytes, bool)> {
+        let lengths = u64::from_le_bytes(*self.0.first_chunk()?);
+        let marked = lengths & 1 == 1;
+        let first = usize::from((lengths >> 1) as u16);
+        let second = usize::try_from(lengths >> 17).ok()?;
+        self.0.advance(size_of_val(&lengths));
+        if first.checked_add(second)? > self.0.len() {
             return None;
         }
-        let part = self.0.split_to(end).slice(LENGTH..);
-        Some((part, length & 1 == 1))
+        Some((self.0.split_to(first), self.0.split_to(second), marked))
     }
 
     fn uri(&mut self) -> Option<Uri> {
-        let (scheme, authority, path) = (self.take()?.0, self.take()?.0, self.take()?.0);
+        let (scheme, authority, _) = self.take()?;
+        let (_, path, _) = self.take()?;
         let mut parts = uri::Parts::default();
         if !scheme.is_empty() {
             parts.scheme = Some(uri::Scheme::try_from(&*scheme).ok()?);
@@ -134,8 +141,8 @@ impl Text {
     fn headers(&mut self, count: usize) -> Option<HeaderMap> {
         let mut headers = HeaderMap::with_capacity(count);
         for _ in 0..count {
-            let name = HeaderName::from_bytes(&self.take()?.0).ok()?;
-            let (value, sensitive) = self.take()?;
+            let (name, value, sensitive) = self.take()?;
+            let name = HeaderName::from_bytes(&name).ok()?;
             let mut value = HeaderValue::from_maybe_shared(value).ok()?;
             value.set_sensitive(sensitive);
             headers.append(name, value);

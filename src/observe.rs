@@ -7,7 +7,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use http::{Method, Request, StatusCode};
-use tracing::{Level, Span, field};
+use tracing::{Level, Span, field, span::Entered};
 
 use crate::{
     classify::ApiFailureKind,
@@ -62,6 +62,7 @@ macro_rules! giving_up {
 }
 
 impl Observer {
+    #[inline]
     pub(crate) fn new() -> Self {
         Self { spans: None }
     }
@@ -74,6 +75,7 @@ impl Observer {
     }
 
     /// An attempt begins, after so many others.
+    #[inline]
     pub(crate) fn attempt<B>(&mut self, request: &Request<B>, resend_count: u32) {
         if let Some(spans) = &mut self.spans {
             spans.attempt = attempt_span!(request, parent: &spans.caller,);
@@ -91,15 +93,14 @@ impl Observer {
         }
     }
 
-    /// Runs a step of the attempt inside its span.
-    pub(crate) fn in_attempt<T>(&self, step: impl FnOnce() -> T) -> T {
-        match &self.spans {
-            Some(spans) => spans.attempt.in_scope(step),
-            None => step(),
-        }
+    /// Enters the span of the attempt, until what is returned is dropped.
+    #[inline]
+    pub(crate) fn enter(&self) -> Option<Entered<'_>> {
+        self.spans.as_ref().map(|spans| spans.attempt.enter())
     }
 
     /// The attempt has ended with a response.
+    #[inline]
     pub(crate) fn answered(&mut self, status: StatusCode, failed: bool) {
         self.end_attempt(|span| {
             span.record("http.response.status_code", status.as_u16());
@@ -118,6 +119,7 @@ impl Observer {
         });
     }
 
+    #[inline]
     fn end_attempt(&mut self, record: impl FnOnce(&Span) -> bool) {
         if let Some(spans) = &mut self.spans {
             if record(&spans.attempt) {

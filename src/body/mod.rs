@@ -3,6 +3,7 @@
 
 mod replay;
 
+mod frames;
 mod peek;
 mod response;
 

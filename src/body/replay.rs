@@ -4,17 +4,18 @@
 //! attempt, may read on; the others have been superseded and end with an error.
 
 use std::{
-    collections::VecDeque,
     fmt,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
+
+use super::frames::Frames;
 
 /// The request body that the inner service sees.
 ///
@@ -46,13 +47,9 @@ use tower::BoxError;
 /// # }
 /// ```
 pub struct ReplayBody<B> {
+    /// `None` for an empty body.
     source: Option<Arc<Mutex<Shared<B>>>>,
     turn: u32,
-    /// How many of the kept frames this attempt has sent.
-    next: usize,
-    /// How many bytes this attempt has sent.
-    sent: u64,
-    trailers_sent: bool,
 }
 
 /// The error that a request body ends with when another attempt has taken its place.
@@ -79,25 +76,12 @@ impl fmt::Display for Superseded {
 
 impl std::error::Error for Superseded {}
 
-impl<B> ReplayBody<B> {
-    fn empty() -> Self {
-        Self::of_turn(None, 0)
-    }
-
-    fn of_turn(source: Option<Arc<Mutex<Shared<B>>>>, turn: u32) -> Self {
-        Self {
-            source,
-            turn,
-            next: 0,
-            sent: 0,
-            trailers_sent: false,
-        }
-    }
-}
-
 impl<B> Default for ReplayBody<B> {
     fn default() -> Self {
-        Self::empty()
+        Self {
+            source: None,
+            turn: 0,
+        }
     }
 }
 
@@ -105,7 +89,6 @@ impl<B> fmt::Debug for ReplayBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReplayBody")
             .field("empty", &self.source.is_none())
-            .field("sent", &self.sent)
             .finish_non_exhaustive()
     }
 }
@@ -122,37 +105,27 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.get_mut();
-        let Some(source) = &this.source else {
+        let Some(source) = &self.source else {
             return Poll::Ready(None);
         };
         let mut shared = lock(source);
-        if shared.turn != this.turn {
+        if shared.turn != self.turn {
             return Poll::Ready(Some(Err(Superseded.into())));
         }
         if shared.failed {
             return Poll::Ready(Some(Err("the request body has failed".into())));
         }
-        if let Some(data) = shared.replay(&mut this.next) {
-            this.sent += data.len() as u64;
+        if let Some(data) = shared.replay() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        if let Some(trailers) = &shared.trailers {
-            if this.trailers_sent {
-                return Poll::Ready(None);
-            }
-            this.trailers_sent = true;
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))));
+        if shared.trailers_sent {
+            return Poll::Ready(None);
         }
-        match shared.poll_source(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                this.next = shared.kept.len();
-                this.sent = shared.pulled;
-                this.trailers_sent = frame.is_trailers();
-                Poll::Ready(Some(Ok(frame)))
-            }
-            other => other,
+        if let Some(trailers) = shared.trailers.clone() {
+            shared.trailers_sent = true;
+            return Poll::Ready(Some(Ok(Frame::trailers(*trailers))));
         }
+        shared.poll_source(cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -162,8 +135,8 @@ where
         let shared = lock(source);
         shared.turn == self.turn
             && !shared.failed
-            && self.sent == shared.pulled
-            && (self.trailers_sent || shared.trailers.is_none())
+            && shared.sent == shared.pulled
+            && (shared.trailers_sent || shared.trailers.is_none())
             && shared.body.as_ref().is_none_or(|body| body.is_end_stream())
     }
 
@@ -175,7 +148,7 @@ where
         if shared.turn != self.turn || shared.failed {
             return SizeHint::default();
         }
-        let kept = shared.pulled.saturating_sub(self.sent);
+        let kept = shared.pulled.saturating_sub(shared.sent);
         let mut hint = SizeHint::new();
         match &shared.body {
             Some(body) => {
@@ -200,11 +173,21 @@ pub(crate) struct Upload<B> {
 }
 
 impl<B: Body> Upload<B> {
+    /// That of an empty body.
+    pub(crate) fn none() -> Self {
+        Self { source: None }
+    }
+
     /// Shares `body`, of which up to `limit` bytes are kept, with the first attempt.
-    pub(crate) fn new(body: B, limit: usize) -> (Self, ReplayBody<B>) {
+    #[inline]
+    pub(crate) fn share(&mut self, body: B, limit: usize) -> ReplayBody<B> {
         if body.is_end_stream() {
-            return (Self { source: None }, ReplayBody::empty());
+            return ReplayBody::default();
         }
+        self.share_some(body, limit)
+    }
+
+    fn share_some(&mut self, body: B, limit: usize) -> ReplayBody<B> {
         let hint = body.size_hint();
         let source = Arc::new(Mutex::new(Shared {
             length_known: hint.exact().is_some(),
@@ -215,19 +198,22 @@ impl<B: Body> Upload<B> {
             },
             body: Some(Box::pin(body)),
             failed: false,
-            kept: VecDeque::new(),
-            crumbs: BytesMut::new(),
+            kept: Frames::default(),
             trailers: None,
             pulled: 0,
             incomplete: false,
             turn: 0,
+            next: 0,
+            sent: 0,
+            trailers_sent: false,
             paused: false,
-            released: false,
             waker: None,
         }));
-        let first = ReplayBody::of_turn(Some(source.clone()), 0);
-        let source = Some(source);
-        (Self { source }, first)
+        self.source = Some(source.clone());
+        ReplayBody {
+            source: Some(source),
+            turn: 0,
+        }
     }
 }
 
@@ -245,13 +231,15 @@ impl<B> Upload<B> {
     }
 
     /// Lets the attempt under way go on, as the last one: nothing is kept from now on.
-    pub(crate) fn release(&self) {
-        let Some(source) = &self.source else { return };
-        let mut shared = lock(source);
+    #[inline]
+    pub(crate) fn release(&mut self) {
+        let Some(source) = self.source.take() else {
+            return;
+        };
+        let mut shared = lock(&source);
         shared.paused = false;
-        shared.released = true;
         shared.incomplete = true;
-        shared.crumbs = BytesMut::new();
+        shared.kept.forget_crumbs();
         let waker = shared.waker.take();
         drop(shared);
         wake(waker);
@@ -262,8 +250,11 @@ impl<B> Upload<B> {
         let Some(source) = &self.source else { return };
         let mut shared = lock(source);
         shared.turn = shared.turn.wrapping_add(1);
+        shared.next = 0;
+        shared.sent = 0;
+        shared.trailers_sent = false;
         shared.paused = false;
-        shared.sweep();
+        shared.kept.sweep();
         let waker = shared.waker.take();
         drop(shared);
         wake(waker);
@@ -271,8 +262,10 @@ impl<B> Upload<B> {
 
     /// The body of the next attempt, after [`supersede`](Self::supersede).
     pub(crate) fn again(&self) -> ReplayBody<B> {
-        let turn = self.source.as_ref().map_or(0, |source| lock(source).turn);
-        ReplayBody::of_turn(self.source.clone(), turn)
+        ReplayBody {
+            source: self.source.clone(),
+            turn: self.source.as_ref().map_or(0, |it| lock(it).turn),
+        }
     }
 
     /// Whether the caller's own body raised an error.
@@ -283,10 +276,7 @@ impl<B> Upload<B> {
 
 impl<B> Drop for Upload<B> {
     fn drop(&mut self) {
-        let under_way = self.source.as_ref().is_some_and(|it| !lock(it).released);
-        if under_way {
-            self.supersede();
-        }
+        self.supersede();
     }
 }
 
@@ -297,10 +287,9 @@ struct Shared<B> {
     /// The caller's body raised an error (or panicked).
     failed: bool,
     /// Data in order; where `incomplete`, what is still to be sent of it.
-    kept: VecDeque<Bytes>,
-    /// Small data behind that, copied together; sent by the attempt that reads.
-    crumbs: BytesMut,
-    trailers: Option<HeaderMap>,
+    kept: Frames,
+    /// In a box, since few have any.
+    trailers: Option<Box<HeaderMap>>,
     /// How many bytes have come from the source.
     pulled: u64,
     limit: usize,
@@ -309,57 +298,41 @@ struct Shared<B> {
     incomplete: bool,
     /// The attempt that may read.
     turn: u32,
+    /// How many of the kept frames it has sent.
+    next: usize,
+    /// How many bytes it has sent.
+    sent: u64,
+    trailers_sent: bool,
     paused: bool,
-    /// The call has ended: there is no further attempt.
-    released: bool,
     /// The task of the attempt that found nothing to send.
     waker: Option<Waker>,
 }
 
 impl<B> Shared<B> {
-    /// The kept frame that the attempt has to send `next`.
-    fn replay(&mut self, next: &mut usize) -> Option<Bytes> {
-        if self.incomplete {
+    /// The kept frame that is to be sent next.
+    fn replay(&mut self) -> Option<Bytes> {
+        let data = if self.incomplete {
             // Nobody needs what has been sent.
-            self.kept.drain(..(*next).min(self.kept.len()));
-            *next = 0;
-            return self.kept.pop_front();
-        }
-        let data = self.kept.get(*next)?.clone();
-        *next += 1;
+            for _ in 0..std::mem::take(&mut self.next) {
+                self.kept.pop_front();
+            }
+            self.kept.pop_front()?
+        } else {
+            let data = self.kept.get(self.next)?.clone();
+            self.next += 1;
+            data
+        };
+        self.sent += data.len() as u64;
         Some(data)
     }
 
     fn keep(&mut self, data: &Bytes) {
         let fits = u64::try_from(self.limit).is_ok_and(|limit| self.pulled <= limit);
         if !self.incomplete && fits {
-            self.push(data);
+            self.kept.push(data);
         } else {
             self.incomplete = true;
-            self.kept = VecDeque::new();
-            self.crumbs = BytesMut::new();
-        }
-    }
-
-    /// Keeps data as it is, unless there is much of it in small pieces: each would hold on to the buffer
-    /// that it is a part of, which may be large.
-    fn push(&mut self, data: &Bytes) {
-        const AS_THEY_ARE: usize = 16;
-        const SMALL: usize = 4 * 1024;
-
-        if self.kept.len() >= AS_THEY_ARE && data.len() < SMALL {
-            self.crumbs.extend_from_slice(data);
-            return;
-        }
-        self.sweep();
-        if !data.is_empty() {
-            self.kept.push_back(data.clone());
-        }
-    }
-
-    fn sweep(&mut self) {
-        if !self.crumbs.is_empty() {
-            self.kept.push_back(self.crumbs.split().freeze());
+            self.kept = Frames::default();
         }
     }
 
@@ -398,8 +371,7 @@ where
                 Poll::Ready(Some(Err(error))) => {
                     self.failed = true;
                     self.body = None;
-                    self.kept = VecDeque::new();
-                    self.crumbs = BytesMut::new();
+                    self.kept = Frames::default();
                     return Poll::Ready(Some(Err(error.into())));
                 }
                 Poll::Ready(None) => {
@@ -412,6 +384,8 @@ where
                     let data = data.copy_to_bytes(data.remaining());
                     self.pulled = self.pulled.saturating_add(data.len() as u64);
                     self.keep(&data);
+                    self.next = self.kept.len();
+                    self.sent = self.pulled;
                     if body_ended(&self.body) {
                         self.body = None;
                     }
@@ -419,7 +393,8 @@ where
                 }
                 Err(frame) => match frame.into_trailers() {
                     Ok(trailers) => {
-                        self.trailers = Some(trailers.clone());
+                        self.trailers = Some(Box::new(trailers.clone()));
+                        self.trailers_sent = true;
                         self.body = None;
                         Frame::trailers(trailers)
                     }

@@ -53,7 +53,8 @@ pin_project! {
         R: Body,
     {
         Unread { #[pin] body: R },
-        Peeked { peek: Peek<R> },
+        // Rare and large: in a box, it makes no other response larger.
+        Peeked { peek: Box<Peek<R>> },
     }
 }
 
@@ -71,6 +72,7 @@ impl<R: Body> ResponseBody<R> {
 
 impl<R: Body> From<Peek<R>> for ResponseBody<R> {
     fn from(peek: Peek<R>) -> Self {
+        let peek = Box::new(peek);
         let inner = Inner::Peeked { peek };
         Self { inner }
     }

@@ -33,24 +33,29 @@ use crate::{
 /// What all attempts of one request have in common.
 pub(super) struct Call<C: MakeClassifier, B> {
     pub(super) policy: Arc<RetryPolicy<C>>,
+    pub(super) observer: Observer,
+    head: Head,
+    upload: Upload<B>,
     /// That of the attempt under way.
     classifier: Option<C::Classifier>,
-    head: Head,
-    /// Rebuilt for the next attempt.
-    rebuilt: Option<Box<Parts>>,
-    upload: Upload<B>,
-    pub(super) observer: Observer,
     /// Where there is a rate gate.
     ticket: Option<Box<Ticket>>,
-    /// Made before the first retry.
+    started: Instant,
+    pub(super) attempts: u32,
+    later: Option<Box<Later>>,
+}
+
+/// What a call needs once its first attempt has failed, or had to wait; most calls never do.
+#[derive(Default)]
+struct Later {
+    /// Of the first attempt, while it waits.
+    held_back: Option<Parts>,
     delays: Option<Delays>,
     /// Paid for a retry that is not sent yet.
     withdrawal: Option<Withdrawal>,
     /// The attempt under way is a retry that was paid for.
     paid: bool,
-    started: Instant,
-    pub(super) attempts: u32,
-    pub(super) waited: Duration,
+    waited: Duration,
 }
 
 impl<C, B> Call<C, B>
@@ -60,68 +65,69 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
-    /// A call of which no attempt has been made, and the request for the first.
-    pub(super) fn new(
-        policy: Arc<RetryPolicy<C>>,
-        request: Request<B>,
-        started: Instant,
-    ) -> (Self, Request<ReplayBody<B>>) {
+    /// A call of which no attempt has been made.
+    #[inline]
+    pub(super) fn new(policy: Arc<RetryPolicy<C>>, request: &Request<B>, started: Instant) -> Self {
         let ticket = policy.gate.as_ref().map(|gate| {
             let latest = started.checked_add(policy.max_elapsed);
             Box::new(Ticket::new(gate, latest))
         });
-        let head = Head::keep(&request);
-        let (parts, body) = request.into_parts();
-        let (upload, body) = Upload::new(body, policy.replay_limit);
-        let call = Self {
+        Self {
             policy,
-            classifier: None,
-            head,
-            rebuilt: None,
-            upload,
             observer: Observer::new(),
+            head: Head::keep(request),
+            upload: Upload::none(),
+            classifier: None,
             ticket,
-            delays: None,
-            withdrawal: None,
-            paid: false,
             started,
             attempts: 0,
-            waited: Duration::ZERO,
-        };
-        (call, Request::from_parts(parts, body))
+            later: None,
+        }
+    }
+
+    /// The caller's body, for the first attempt.
+    #[inline]
+    pub(super) fn share(&mut self, body: B) -> ReplayBody<B> {
+        self.upload.share(body, self.policy.replay_limit)
     }
 
     pub(super) fn next_request(&mut self) -> Request<ReplayBody<B>> {
-        let parts = self.rebuilt.take();
+        let held_back = self.later.as_mut().and_then(|it| it.held_back.take());
         #[expect(clippy::expect_used, reason = "there is no retry without a head")]
-        let parts = parts.expect("rebuilt when the retry was decided");
-        let request = Request::from_parts(*parts, self.upload.again());
+        let parts = held_back
+            .or_else(|| self.head.rebuild())
+            .expect("rebuilt before, when the retry was decided");
+        let request = Request::from_parts(parts, self.upload.again());
         self.leave(&request);
         request
     }
 
     /// The first attempt has to wait: its request is kept as it is.
-    pub(super) fn hold_back(&mut self, request: Request<ReplayBody<B>>) {
-        self.rebuilt = Some(Box::new(request.into_parts().0));
+    pub(super) fn hold_back(&mut self, request: Request<B>) {
+        let (parts, body) = request.into_parts();
+        self.share(body);
+        self.later.get_or_insert_default().held_back = Some(parts);
         self.observer.wait_for_first_attempt();
     }
 
-    /// Whether the request can be sent again whole; if so, its head is there and its upload paused.
+    /// Whether the request can be sent again whole; if so, its upload is paused.
     fn prepare(&mut self) -> bool {
-        self.rebuilt = self.head.rebuild().map(Box::new);
-        self.upload.pause() && self.rebuilt.is_some()
+        // Rebuilt when it is sent: a request that waits should be small.
+        self.upload.pause() && self.head.rebuild().is_some()
     }
 
     /// An attempt begins.
-    pub(super) fn leave(&mut self, request: &Request<ReplayBody<B>>) {
+    #[inline]
+    pub(super) fn leave<T>(&mut self, request: &Request<T>) {
         if let Some(ticket) = &mut self.ticket {
             ticket.leave();
         }
         self.observer.attempt(request, self.attempts);
         self.attempts = self.attempts.saturating_add(1);
-        self.paid = self.withdrawal.is_some();
-        if let Some(withdrawal) = self.withdrawal.take() {
-            withdrawal.spend();
+        if let Some(later) = &mut self.later {
+            let withdrawal = later.withdrawal.take();
+            later.paid = withdrawal.is_some();
+            withdrawal.map(Withdrawal::spend);
         }
         self.classifier = Some(self.policy.classifier.make_classifier(request));
     }
@@ -186,6 +192,7 @@ where
     }
 
     /// What the layer makes of a response; `None` where it is no failure.
+    #[inline]
     pub(super) fn judge<R>(&mut self, response: &Response<R>) -> Option<Retryability> {
         let failed = self.classify(response);
         self.observer.answered(response.status(), failed.is_some());
@@ -194,12 +201,13 @@ where
             Some(Retryability::IfIdempotent | Retryability::Always)
         );
         if let (Some(budget), false) = (self.policy.spending(), to_be_retried) {
-            budget.deposit(self.paid);
+            budget.deposit(self.later.as_ref().is_some_and(|later| later.paid));
         }
         failed
     }
 
     /// The response is no failure.
+    #[inline]
     pub(super) fn succeed<R: Body>(&mut self, response: &mut Response<R>) {
         self.tell_the_gate(response, None);
         self.end(response.extensions_mut(), None, None);
@@ -264,6 +272,7 @@ where
 
     /// Tells the gate, if there is one, of the server's limit. A 429 closes it for as long as the server
     /// asks, or else for as long as a retry waits.
+    #[inline]
     fn tell_the_gate<R>(&mut self, response: &Response<R>, decision: Option<Decision>) {
         let Some(ticket) = &mut self.ticket else {
             return;
@@ -280,6 +289,7 @@ where
     }
 
     /// `None` where the response is no failure.
+    #[inline]
     fn classify<R>(&mut self, response: &Response<R>) -> Option<Retryability> {
         match self.classifier.take()?.classify_response(response) {
             ClassifiedResponse::Ready(Err(class)) => Some(class.retryability()),
@@ -306,8 +316,10 @@ where
             hint,
             elapsed: since.saturating_duration_since(self.started),
         };
-        let (policy, delays) = (&self.policy, &mut self.delays);
-        let withdrawal = &mut self.withdrawal;
+        let policy = &self.policy;
+        let Later {
+            delays, withdrawal, ..
+        } = &mut **self.later.get_or_insert_default();
         policy.decide(
             failure,
             || delays.get_or_insert_with(|| policy.delays()).next(),
@@ -319,6 +331,11 @@ where
                 None => true,
             },
         )
+    }
+
+    /// A wait has ended.
+    pub(super) fn waited(&mut self, since: Instant) {
+        self.later.get_or_insert_default().waited += since.elapsed();
     }
 
     /// How long a failed response may be read: not past the deadline, either.
@@ -370,6 +387,7 @@ where
 
     /// The call ends; its outcome goes into the extensions of the response, and to whoever has left a
     /// handle for it.
+    #[inline]
     fn end(
         &mut self,
         extensions: &mut Extensions,
@@ -377,11 +395,10 @@ where
         retry_after: Option<Duration>,
     ) {
         self.upload.release();
-        self.withdrawal = None;
-        self.rebuilt = None;
+        let later = self.later.take();
         let outcome = RetryOutcome {
             attempts: self.attempts,
-            waited: self.waited,
+            waited: later.map_or(Duration::ZERO, |later| later.waited),
             stop,
             retry_after,
         };
