@@ -1,6 +1,9 @@
 //! What the layer adds to a service that answers at once, beside `tower::retry` with a policy
 //! written by hand: a GET with four headers, a success at the first attempt.
 
+#[path = "support/by_hand.rs"]
+mod by_hand;
+
 use std::{
     convert::Infallible,
     future::{Ready, ready},
@@ -12,16 +15,10 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Empty;
-use tower::{
-    BoxError, Layer, Service, ServiceBuilder,
-    retry::{
-        Policy,
-        backoff::{Backoff, ExponentialBackoff, ExponentialBackoffMaker, MakeBackoff},
-        budget::{Budget, TpsBudget},
-    },
-    util::rng::HasherRng,
-};
+use tower::{BoxError, Layer, Service, ServiceBuilder};
 use tower_http_retry::{RetryLayer, RetryPolicy};
+
+use self::by_hand::ByHand;
 
 const ROUNDS: usize = 40;
 const CALLS: u32 = 5_000;
@@ -90,48 +87,5 @@ impl<B> Service<Request<B>> for Answer {
     fn call(&mut self, request: Request<B>) -> Self::Future {
         drop(black_box(request));
         ready(Ok(Response::new(Empty::new())))
-    }
-}
-
-/// What the documentation of `tower::retry` leads to: a budget, a backoff, a clone of the request.
-#[derive(Clone)]
-struct ByHand {
-    budget: std::sync::Arc<TpsBudget>,
-    backoff: ExponentialBackoff,
-    retries: u32,
-}
-
-impl ByHand {
-    fn new() -> Result<Self, BoxError> {
-        let (min, max) = (Duration::from_millis(100), Duration::from_secs(10));
-        let rng = HasherRng::default();
-        let mut maker = ExponentialBackoffMaker::new(min, max, 0.99, rng)?;
-        Ok(Self {
-            budget: Default::default(),
-            backoff: maker.make_backoff(),
-            retries: 3,
-        })
-    }
-}
-
-impl<B: Clone, R> Policy<Request<B>, Response<R>, Infallible> for ByHand {
-    type Future = tokio::time::Sleep;
-
-    fn retry(
-        &mut self,
-        _: &mut Request<B>,
-        result: &mut Result<Response<R>, Infallible>,
-    ) -> Option<Self::Future> {
-        let failed = matches!(result, Ok(response) if response.status().as_u16() >= 429);
-        if !failed {
-            self.budget.deposit();
-            return None;
-        }
-        self.retries = self.retries.checked_sub(1)?;
-        self.budget.withdraw().then(|| self.backoff.next_backoff())
-    }
-
-    fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
-        Some(request.clone())
     }
 }
