@@ -145,6 +145,38 @@ impl RetryBudget {
     }
 }
 
+/// Lets a policy for tower's own retry layer share what this layer may spend.
+///
+/// A deposit counts as an answer to a first attempt that is no failure, a withdrawal as one retry that
+/// is sent. What was withdrawn so does not come back: tower's trait cannot say that a retry has
+/// succeeded, or that it was never sent.
+///
+/// ```
+/// use tower::retry::budget::Budget;
+/// use tower_http_retry::RetryBudget;
+///
+/// fn retry_by_hand(budget: &impl Budget) -> bool {
+///     budget.withdraw()
+/// }
+///
+/// let budget = RetryBudget::default();
+/// assert!(retry_by_hand(&budget));
+/// assert_eq!(budget.tokens(), Some(40));
+/// Budget::deposit(&budget);
+/// assert_eq!(budget.tokens(), Some(41));
+/// ```
+impl Budget for RetryBudget {
+    fn deposit(&self) {
+        // The method of that name above, which is not the trait's.
+        Self::deposit(self, false);
+    }
+
+    fn withdraw(&self) -> bool {
+        let paid = Self::withdraw(self);
+        paid.map(Withdrawal::spend).is_some()
+    }
+}
+
 impl Default for RetryBudget {
     fn default() -> Self {
         const COST: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
