@@ -1,91 +1,147 @@
-//! What the layer adds to a service that answers at once, beside `tower::retry` with a policy
-//! written by hand: a GET with four headers, a success at the first attempt.
+//! What the layer adds to a service that answers at once, in time and in allocations, beside
+//! `tower::retry` with a policy written by hand, and beside `tower-resilience-retry`.
+//!
+//! - `get`: a GET, a success at the first attempt
+//! - `post`: the same with a POST of 1 KiB
+//! - `retry`: a GET, answered with a 429 and, after no wait, with a 200
+//! - `get_traced`, `post_traced`, `retry_traced`: the same with a subscriber that takes all spans of
+//!   INFO and above and writes nothing. This crate has a span for each attempt; the peers have none,
+//!   and are measured with the subscriber on all the same.
+//!
+//! Everybody calls the same service with the same requests, those of `support/traffic.rs`, and reads the
+//! response to its end. From each figure that of the bare service is taken away: in `retry` the service
+//! called twice by hand, with a second request made beforehand and the refusal dropped unread.
+//! `support/measure.rs` tells how it is measured.
+//!
+//! In `retry` nobody waits, and tower's policy gives a future that is ready at once, the best that it can
+//! do. This crate has a timer even then (so that no schedule of zeros can occupy a thread), and so has
+//! `tower-resilience-retry`; the peer `tower-sleep` is tower with such a timer.
+//!
+//! `cargo bench --bench overhead` runs all cases; names behind `--` choose among them.
 
 #[path = "support/by_hand.rs"]
 mod by_hand;
+#[path = "support/measure.rs"]
+mod measure;
+#[path = "support/traffic.rs"]
+mod traffic;
 
 use std::{
-    convert::Infallible,
     future::{Ready, ready},
-    hint::black_box,
-    task::{Context, Waker},
-    time::{Duration, Instant},
+    iter,
+    sync::Arc,
+    time::Duration,
 };
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::Empty;
-use tower::{BoxError, Layer, Service, ServiceBuilder};
-use tower_http_retry::{RetryLayer, RetryPolicy};
+use http::{Response, StatusCode};
+use tokio::time::{Sleep, sleep};
+use tower::{
+    BoxError, Layer,
+    retry::{Retry, backoff::Backoff, budget::TpsBudget},
+    service_fn,
+};
+use tower_http_retry::{ReplayBody, RetryLayer, RetryPolicy};
+use tower_resilience_retry::{FixedInterval, RetryBudgetBuilder};
 
-use self::by_hand::ByHand;
-
-const ROUNDS: usize = 40;
-const CALLS: u32 = 5_000;
+use self::{
+    by_hand::ByHand,
+    measure::{Candidates, Case, Cost},
+    traffic::{Body, Traffic, answer},
+};
 
 fn main() -> Result<(), BoxError> {
-    let mut bare = Answer;
-    let mut ours = RetryLayer::new(RetryPolicy::new()).layer(Answer);
-    let mut tower = ServiceBuilder::new().retry(ByHand::new()?).service(Answer);
+    measure::run(report)
+}
 
-    // In turn, so that what the machine does meanwhile is shared; the fastest round counts.
-    let mut best = [Duration::MAX; 3];
-    for _ in 0..ROUNDS {
-        best[0] = best[0].min(round(&mut bare));
-        best[1] = best[1].min(round(&mut ours));
-        best[2] = best[2].min(round(&mut tower));
+fn report(case: &Case) -> Result<(), BoxError> {
+    let mut candidates = Candidates::new(case);
+    add_all(&mut candidates, case.traffic)?;
+    let costs = candidates.measure()?;
+
+    let (case, (_, bare)) = (case.name, costs[0]);
+    println!(
+        "overhead bare case={case} ns={:.0} allocs={}",
+        bare.ns, bare.allocations
+    );
+    for (peer, cost) in costs.iter().skip(3) {
+        let Cost { ns, allocations } = *cost - bare;
+        println!("overhead peer={peer} case={case} ns={ns:.0} allocs={allocations}");
     }
-    let added = |index: usize| {
-        let added = best[index].saturating_sub(best[0]);
-        added.as_nanos() as f64 / f64::from(CALLS)
-    };
-    let (ours, tower) = (added(1), added(2));
-    let ratio = ours / tower;
-    println!("overhead case=get ours_ns={ours:.0} tower_ns={tower:.0} ratio={ratio:.2}");
+    let (ours, tower) = (costs[1].1 - bare, costs[2].1 - bare);
+    let ratio = ours.ns / tower.ns;
+    println!(
+        "overhead case={case} ours_ns={:.0} tower_ns={:.0} ratio={ratio:.2} \
+         ours_allocs={} tower_allocs={}",
+        ours.ns, tower.ns, ours.allocations, tower.allocations
+    );
     Ok(())
 }
 
-fn round<S: Service<Request<Empty<Bytes>>, Error = Infallible>>(service: &mut S) -> Duration {
-    let cx = &mut Context::from_waker(Waker::noop());
-    let mut spent = Duration::ZERO;
-    for _ in 0..CALLS {
-        let request = request();
-        let start = Instant::now();
-        let future = service.call(black_box(request));
-        let future = std::pin::pin!(future);
-        black_box(future.poll(cx).is_ready());
-        spent += start.elapsed();
+/// The bare service, the crate's layer and tower's, and then the other peers.
+fn add_all(candidates: &mut Candidates<'_>, traffic: Traffic) -> Result<(), BoxError> {
+    let request = Traffic::request::<Body>;
+    let service = service_fn(answer::<Body>);
+    let under_ours = service_fn(answer::<ReplayBody<Body>>);
+    let policy = RetryPolicy::new();
+    let peer = tower_resilience_retry::RetryLayer::builder()
+        .max_attempts(4)
+        .retry_on_response(is_worth_retrying)
+        .budget(RetryBudgetBuilder::new().aimd().build()?);
+
+    candidates.add_bare(request, service);
+    if traffic == Traffic::Retry {
+        let layer = RetryLayer::new(policy.backoff(|| iter::repeat(Duration::ZERO)));
+        candidates.add("ours", request, layer.layer(under_ours));
+        let (tower, sleeping) = (with_backoff(NoWait), with_backoff(ZeroSleep));
+        candidates.add("tower", request, Retry::new(tower, service));
+        candidates.add("tower-sleep", request, Retry::new(sleeping, service));
+        let peer = peer.backoff(FixedInterval::new(Duration::ZERO)).build();
+        candidates.add("tower-resilience-retry", request, peer.layer(service));
+    } else {
+        let layer = RetryLayer::new(policy);
+        candidates.add("ours", request, layer.layer(under_ours));
+        candidates.add("tower", request, Retry::new(ByHand::new()?, service));
+        candidates.add(
+            "tower-resilience-retry",
+            request,
+            peer.build().layer(service),
+        );
     }
-    spent
+    Ok(())
 }
 
-fn request() -> Request<Empty<Bytes>> {
-    let request = Request::get("https://api.example/accounts/acc_1/transactions?limit=10")
-        .header("accept", "application/json")
-        .header(
-            "authorization",
-            "Bearer eyJhbGciOiJIUzI1NiJ9.e30.ZRrHA1JJJW8opsbCGfG",
-        )
-        .header("user-agent", "bench/1.0")
-        .header("x-request-id", "0af7651916cd43dd8448eb211c80319c");
-    request.body(Empty::new()).unwrap_or_default()
+fn is_worth_retrying<R>(response: &Response<R>) -> bool {
+    let status = response.status();
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-/// Answers at once.
+/// The policy by hand, where every call needs a retry: a budget that grants one for each success.
+fn with_backoff<W>(backoff: W) -> ByHand<W> {
+    ByHand {
+        budget: Arc::new(TpsBudget::new(Duration::from_secs(10), 10, 1.0)),
+        backoff,
+        retries: 3,
+    }
+}
+
 #[derive(Clone)]
-struct Answer;
+struct NoWait;
 
-impl<B> Service<Request<B>> for Answer {
-    type Response = Response<Empty<Bytes>>;
-    type Error = Infallible;
-    type Future = Ready<Result<Self::Response, Infallible>>;
+impl Backoff for NoWait {
+    type Future = Ready<()>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
-        std::task::Poll::Ready(Ok(()))
+    fn next_backoff(&mut self) -> Ready<()> {
+        ready(())
     }
+}
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        drop(black_box(request));
-        ready(Ok(Response::new(Empty::new())))
+#[derive(Clone)]
+struct ZeroSleep;
+
+impl Backoff for ZeroSleep {
+    type Future = Sleep;
+
+    fn next_backoff(&mut self) -> Sleep {
+        sleep(Duration::ZERO)
     }
 }

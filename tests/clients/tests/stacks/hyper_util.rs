@@ -1,0 +1,96 @@
+//! hyper-util's client: HTTP/1.1 and HTTP/2, each without and with TLS.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use clients::{certificate, within};
+use http::{Request, Uri, Version};
+use http_body_util::Full;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpListener;
+use tower::{Layer, ServiceBuilder, ServiceExt};
+use tower_http_retry::{OutcomeHandle, ReplayBody, RetryLayer};
+
+use crate::contract;
+
+#[tokio::test]
+async fn http1() {
+    contract::holds(|policy| RetryLayer::new(policy).layer(client(Version::HTTP_11))).await;
+}
+
+#[tokio::test]
+async fn http2() {
+    contract::holds(|policy| RetryLayer::new(policy).layer(client(Version::HTTP_2))).await;
+}
+
+#[tokio::test]
+async fn tls() {
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        contract::holds(|policy| {
+            ServiceBuilder::new()
+                .map_request(to_https)
+                .layer(RetryLayer::new(policy))
+                .map_response(move |response: http::Response<_>| {
+                    assert_eq!(response.version(), version);
+                    response
+                })
+                .service(client(version))
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_that_breaks_off_is_tried_again_whatever_the_method() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let hang_up = tokio::spawn(async move {
+        for _ in 0..4 {
+            drop(listener.accept().await.unwrap());
+        }
+    });
+    let outcome = OutcomeHandle::new();
+    let request = Request::post(format!("https://{address}"))
+        .extension(outcome.clone())
+        .body(Full::from("money"))
+        .unwrap();
+    let client = RetryLayer::new(clients::policy()).layer(client(Version::HTTP_11));
+    let error = within(client.oneshot(request)).await.unwrap_err();
+    assert!(error.is_connect());
+    assert_eq!(outcome.get().unwrap().attempts(), 4);
+    within(hang_up).await.unwrap();
+}
+
+fn client(version: Version) -> Client<HttpsConnector<HttpConnector>, ReplayBody<Full<Bytes>>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http();
+    let http2 = version == Version::HTTP_2;
+    Client::builder(TokioExecutor::new())
+        .http2_only(http2)
+        .build(match http2 {
+            true => connector.enable_http2().build(),
+            false => connector.enable_http1().build(),
+        })
+}
+
+fn to_https<B>(mut request: Request<B>) -> Request<B> {
+    assert_eq!(request.uri().scheme_str(), Some("http"));
+    let authority = request.uri().authority().unwrap().clone();
+    let uri = Uri::builder().scheme("https").authority(authority);
+    *request.uri_mut() = uri.path_and_query("/").build().unwrap();
+    request
+}

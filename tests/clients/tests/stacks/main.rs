@@ -1,0 +1,15 @@
+//! The layer stacked onto each client and layer, over real sockets.
+
+mod contract;
+
+mod hyper_util;
+mod reqwest;
+
+mod kube;
+mod octocrab;
+mod tonic;
+
+mod axum;
+
+mod tower_http_layers;
+mod tower_layers;
