@@ -28,7 +28,6 @@ use self::{
 use crate::{
     body::{ReplayBody, ResponseBody},
     classify::RetryableFailure,
-    outcome::StopReason,
     policy::RetryPolicy,
 };
 
@@ -190,7 +189,7 @@ where
                         *this.service = this.service.clone();
                         Next::Queue
                     }
-                    Err(error) => this.call.end_with_error(error, StopReason::NotRetryable),
+                    Err(error) => this.call.never_ready(error),
                 },
                 StateProj::Done => panic!("ResponseFuture polled after completion"),
             };
@@ -240,7 +239,6 @@ where
 }
 
 /// Where a step leads.
-#[expect(clippy::large_enum_variant, reason = "consumed where it is made")]
 enum Next<F, R: Body, E> {
     Attempt(F),
     Read(Box<FailedResponse<R>>),

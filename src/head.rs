@@ -10,9 +10,7 @@ use http::{
     uri,
 };
 
-use crate::{outcome::OutcomeHandle, policy::RequestOptions};
-
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
+use crate::{idempotency::IDEMPOTENCY_KEY, outcome::OutcomeHandle, policy::RequestOptions};
 
 /// The head of a request: method, URI, version, headers and extensions as the caller set them.
 pub(crate) struct Head {
@@ -55,17 +53,24 @@ impl Head {
     /// Whether acting twice on the request does no harm: the caller's word where there is one,
     /// otherwise by its method, or by its `Idempotency-Key`.
     pub(crate) fn may_be_repeated(&self) -> bool {
-        let options = self.extensions.get::<RequestOptions>();
-        options
-            .and_then(|options| options.repeatable)
+        self.options()
+            .repeatable
             .unwrap_or_else(|| self.method.is_idempotent() || self.has_idempotency_key())
+    }
+
+    /// What the caller says of the request.
+    #[inline]
+    pub(crate) fn options(&self) -> RequestOptions {
+        self.extensions.get().copied().unwrap_or_default()
     }
 
     fn has_idempotency_key(&self) -> bool {
         let mut text = Text(Bytes::copy_from_slice(&self.text));
         // The URI comes first.
         let mut headers = std::iter::from_fn(|| text.take()).skip(2);
-        headers.any(|(name, value, _)| name == IDEMPOTENCY_KEY && !value.trim_ascii().is_empty())
+        headers.any(|(name, value, _)| {
+            name == IDEMPOTENCY_KEY.as_str() && !value.trim_ascii().is_empty()
+        })
     }
 
     /// Where the caller wants to read the outcome.

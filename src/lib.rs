@@ -112,6 +112,11 @@ mod transport;
 
 mod policy;
 
+#[cfg(feature = "serde")]
+mod settings;
+
+mod idempotency;
+
 mod retry_after;
 
 pub mod backoff;
@@ -123,6 +128,10 @@ mod gate;
 mod outcome;
 
 mod observe;
+
+mod events;
+
+mod meter;
 
 mod error_for_status;
 
@@ -140,12 +149,21 @@ pub use self::{
     },
     error::{ApiError, Error, TransportError},
     error_for_status::{ErrorForStatus, ErrorForStatusLayer, error_for_status},
+    events::{GiveUpEvent, RetryEvent},
     gate::RateGate,
+    idempotency::IdempotencyKey,
     layer::RetryLayer,
     outcome::{OutcomeHandle, RetryOutcome, StopReason},
     policy::{RequestOptions, RetryPolicy},
     service::Retry,
 };
+
+#[cfg(feature = "metrics")]
+#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+pub use self::meter::describe_metrics;
+#[cfg(feature = "serde")]
+#[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
+pub use self::settings::{InvalidSettings, RetrySettings};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -4,19 +4,20 @@
 //! Nothing that a caller or a server wrote is recorded beyond the method, the host and the port: no
 //! header value, no path, no query, no body.
 
-use std::{borrow::Cow, time::Duration};
-
 use http::{Method, Request, StatusCode};
 use tracing::{Level, Span, field, span::Entered};
 
 use crate::{
     classify::ApiFailureKind,
-    outcome::{RetryOutcome, StopReason},
+    events::{GiveUpEvent, RetryEvent},
+    outcome::StopReason,
+    policy::RetryPolicy,
 };
 
 const TARGET: &str = "tower_http_retry";
 
-/// Watches one request; the one place that reports what happens to it.
+/// Watches one request; the one place from which spans and events, metrics and the user's own functions
+/// learn what happens to it.
 pub(crate) struct Observer {
     /// `None` where nobody records the first attempt's span.
     spans: Option<Box<Spans>>,
@@ -129,25 +130,40 @@ impl Observer {
         }
     }
 
-    /// The request will be sent again after `wait`.
-    pub(crate) fn retrying(&self, failure: Reason, wait: Duration, resend_count: u32) {
+    /// The request will be sent again.
+    pub(crate) fn retrying<C>(&self, policy: &RetryPolicy<C>, event: RetryEvent) {
+        policy.meter.retrying(&event);
         self.in_caller(|| {
-            tracing::debug!(
-                target: TARGET,
-                { "error.type" = &*failure.as_str(), delay = ?wait, http.request.resend_count = resend_count },
-                "retrying"
-            );
+            event.failure.with_str(|failure| {
+                tracing::debug!(
+                    target: TARGET,
+                    {
+                        "error.type" = failure,
+                        delay = ?event.wait,
+                        http.request.resend_count = event.attempt,
+                    },
+                    "retrying"
+                );
+            });
+            if let Some(callback) = &policy.callbacks.on_retry {
+                callback(&event);
+            }
         });
     }
 
     /// The call ends with a failure.
-    pub(crate) fn giving_up(&self, stop: StopReason, outcome: &RetryOutcome) {
+    pub(crate) fn giving_up<C>(&self, policy: &RetryPolicy<C>, event: GiveUpEvent) {
+        policy.meter.giving_up(&event);
+        let GiveUpEvent { stop, outcome, .. } = event;
         let surfaced = matches!(stop, StopReason::NotRetryable | StopReason::InvalidToken);
         self.in_caller(|| {
             if surfaced && outcome.attempts == 1 {
                 giving_up!(Level::DEBUG, stop, outcome);
             } else {
                 giving_up!(Level::WARN, stop, outcome);
+            }
+            if let Some(callback) = &policy.callbacks.on_give_up {
+                callback(&event);
             }
         });
     }
@@ -156,22 +172,6 @@ impl Observer {
         match &self.spans {
             Some(spans) => spans.caller.in_scope(report),
             None => report(),
-        }
-    }
-}
-
-/// What made an attempt fail, as `error.type` names it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Reason {
-    Status(StatusCode),
-    Error(ApiFailureKind),
-}
-
-impl Reason {
-    fn as_str(&self) -> Cow<'static, str> {
-        match self {
-            Self::Status(status) => Cow::Owned(status.as_str().to_owned()),
-            Self::Error(kind) => Cow::Borrowed(kind.as_str()),
         }
     }
 }

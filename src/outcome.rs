@@ -107,6 +107,8 @@ pub enum StopReason {
     /// The rate gate would let the request out only after the deadline. The response is the layer's own,
     /// not the server's: a 429 without a body, whose `Retry-After` is the time at which to come back.
     RateGated,
+    /// The user's own function said no: [`RetryPolicy::retry_if`](crate::RetryPolicy::retry_if).
+    Vetoed,
 }
 
 impl StopReason {
@@ -121,6 +123,7 @@ impl StopReason {
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::BudgetExhausted => "budget_exhausted",
             Self::RateGated => "rate_gated",
+            Self::Vetoed => "vetoed",
         }
     }
 }

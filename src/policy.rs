@@ -2,14 +2,17 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::StatusCode;
+use http::{HeaderName, StatusCode};
 use tower_http::classify::MakeClassifier;
 
 use crate::{
     backoff::{Backoff, Delays, DynBackoff, ExponentialBackoff},
     budget::RetryBudget,
     classify::{ApiErrorsAsFailures, InvalidStatus, Retryability, RetryableFailure},
+    events::{Callbacks, GiveUpEvent, Reason, RetryEvent},
     gate::RateGate,
+    idempotency::IdempotencyKey,
+    meter::Meter,
     outcome::StopReason,
 };
 
@@ -27,11 +30,15 @@ use crate::{
 /// | [`retry_non_idempotent`](Self::retry_non_idempotent) | false | RFC 9110 §9.2.2 |
 /// | [`budget`](Self::budget) | one of its own for each layer: capacity 50, a retry costs 10 | two storms, simulated: see the example `storm` |
 /// | [`rate_gate`](Self::rate_gate) | none | one gate stands for one quota, and only the user knows who shares it |
+/// | [`idempotency_key`](Self::idempotency_key) | none is added | only the server can tell that it knows the header |
+/// | [`attempt_header`](Self::attempt_header) | none | |
+/// | [`retry_if`](Self::retry_if), [`on_retry`](Self::on_retry), [`on_give_up`](Self::on_give_up) | none | |
+/// | [`name`](Self::name) | `default` | |
 /// | [`retry_status`](Self::retry_status) | 429 always; 500 and 504 if idempotent | the documented contract |
 /// | [`classifier`](Self::classifier) | [`ApiErrorsAsFailures`] | the documented contract |
 ///
 /// ```
-/// use http::StatusCode;
+/// use http::{HeaderName, StatusCode};
 /// use std::time::Duration;
 /// use tower_http_retry::{ExponentialBackoff, Retryability, RetryLayer, RetryPolicy};
 ///
@@ -59,6 +66,10 @@ pub struct RetryPolicy<C = ApiErrorsAsFailures> {
     retry_non_idempotent: bool,
     budget: Spending,
     pub(crate) gate: Option<RateGate>,
+    pub(crate) idempotency_key: Option<IdempotencyKey>,
+    pub(crate) attempt_header: Option<HeaderName>,
+    pub(crate) callbacks: Callbacks,
+    pub(crate) meter: Meter,
 }
 
 /// What retries may cost.
@@ -85,6 +96,10 @@ impl RetryPolicy {
             retry_non_idempotent: false,
             budget: Spending::Default,
             gate: None,
+            idempotency_key: None,
+            attempt_header: None,
+            callbacks: Callbacks::default(),
+            meter: Meter::new("default".into()),
         }
     }
 
@@ -129,6 +144,10 @@ impl<C> RetryPolicy<C> {
             retry_non_idempotent: self.retry_non_idempotent,
             budget: self.budget,
             gate: self.gate,
+            idempotency_key: self.idempotency_key,
+            attempt_header: self.attempt_header,
+            callbacks: self.callbacks,
+            meter: self.meter,
         }
     }
 
@@ -227,6 +246,95 @@ impl<C> RetryPolicy<C> {
         self
     }
 
+    /// Gives an `Idempotency-Key` to each request with a non-idempotent method (but CONNECT) that has
+    /// none; by default none is added.
+    ///
+    /// All attempts of a request carry the same key, and another request has another. A request with a
+    /// key may be repeated, unless its [`RequestOptions`] say otherwise.
+    #[must_use]
+    pub fn idempotency_key(mut self, key: IdempotencyKey) -> Self {
+        self.idempotency_key = Some(key);
+        self
+    }
+
+    /// Tells the server in the header `name` which attempt it sees; by default it is not told.
+    ///
+    /// A first attempt does not carry the header; the first retry carries `2`, the next one `3`.
+    ///
+    /// ```
+    /// use http::HeaderName;
+    /// use tower_http_retry::RetryPolicy;
+    ///
+    /// let policy = RetryPolicy::new().attempt_header(HeaderName::from_static("x-attempt"));
+    /// ```
+    #[must_use]
+    pub fn attempt_header(mut self, name: HeaderName) -> Self {
+        self.attempt_header = Some(name);
+        self
+    }
+
+    /// Calls `callback` before each retry, when its wait begins; a later call replaces an earlier one.
+    ///
+    /// It runs within the future, in the span in which the service was called, and should not block.
+    ///
+    /// ```
+    /// use tower_http_retry::RetryPolicy;
+    ///
+    /// let policy = RetryPolicy::new()
+    ///     .on_retry(|event| {
+    ///         let (attempt, kind, wait) = (event.attempt(), event.kind(), event.wait());
+    ///         eprintln!("attempt {attempt} failed ({kind}); the next one starts in {wait:?}");
+    ///     })
+    ///     .on_give_up(|event| eprintln!("{}: {}", event.kind(), event.stop_reason()));
+    /// ```
+    #[must_use]
+    pub fn on_retry(mut self, callback: impl Fn(&RetryEvent) + Send + Sync + 'static) -> Self {
+        self.callbacks.on_retry = Some(Arc::new(callback));
+        self
+    }
+
+    /// Calls `callback` whenever a failure is handed to the caller; a later call replaces an earlier
+    /// one. As [`on_retry`](Self::on_retry), it should not block.
+    #[must_use]
+    pub fn on_give_up(mut self, callback: impl Fn(&GiveUpEvent) + Send + Sync + 'static) -> Self {
+        self.callbacks.on_give_up = Some(Arc::new(callback));
+        self
+    }
+
+    /// Asks `permit` before each retry that everything else allows, and gives up with
+    /// [`StopReason::Vetoed`] where it says no.
+    ///
+    /// It can only forbid. It is asked before the retry is paid for and before the failed response's
+    /// body is looked into.
+    ///
+    /// ```
+    /// use std::sync::{Arc, atomic::{AtomicBool, Ordering}};
+    /// use tower_http_retry::RetryPolicy;
+    ///
+    /// let draining = Arc::new(AtomicBool::new(false));
+    /// let policy = RetryPolicy::new().retry_if({
+    ///     let draining = draining.clone();
+    ///     move |_| !draining.load(Ordering::Relaxed)
+    /// });
+    /// ```
+    #[must_use]
+    pub fn retry_if(
+        mut self,
+        permit: impl Fn(&RetryEvent) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.callbacks.retry_if = Some(Arc::new(permit));
+        self
+    }
+
+    /// The value of the label `client` on all metrics of this policy; by default `default`.
+    ///
+    /// Without the feature `metrics` nobody sees it.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.meter = Meter::new(name.into());
+        self
+    }
+
     /// The same policy with the budget of one layer.
     pub(crate) fn with_own_budget(self) -> Self {
         match self.budget {
@@ -262,7 +370,12 @@ impl<C> RetryPolicy<C> {
         if failure.retryability == Retryability::Never {
             return Decision::Stop(StopReason::NotRetryable);
         }
-        if failure.retries >= self.max_retries {
+        let RequestOptions {
+            max_retries,
+            max_elapsed,
+            ..
+        } = failure.options;
+        if failure.retries >= max_retries.unwrap_or(self.max_retries) {
             return Decision::Stop(StopReason::RetriesExhausted);
         }
         let Some(delay) = next_delay() else {
@@ -278,11 +391,21 @@ impl<C> RetryPolicy<C> {
         let wait = failure.hint.unwrap_or_default().checked_add(delay);
         let start = wait.and_then(|wait| failure.elapsed.checked_add(wait));
         let wait = match (wait, start) {
-            (Some(wait), Some(start)) if start <= self.max_elapsed => wait,
+            (Some(wait), Some(start)) if start <= max_elapsed.unwrap_or(self.max_elapsed) => wait,
             _ => return Decision::Stop(StopReason::DeadlineExceeded),
         };
+        let event = RetryEvent {
+            failure: failure.reason,
+            attempt: failure.retries.saturating_add(1),
+            wait,
+        };
+        let permit = self.callbacks.retry_if.as_ref();
+        if permit.is_some_and(|permit| !permit(&event)) {
+            return Decision::Stop(StopReason::Vetoed);
+        }
         // Where the server set the time of the retry, the retry is the server's to bear.
-        let free = failure.rate_limited && failure.hint.is_some_and(|hint| !hint.is_zero());
+        let rate_limited = failure.reason.status() == Some(StatusCode::TOO_MANY_REQUESTS);
+        let free = rate_limited && failure.hint.is_some_and(|hint| !hint.is_zero());
         if !free && !pay() {
             return Decision::Stop(StopReason::BudgetExhausted);
         }
@@ -309,6 +432,9 @@ impl<C: fmt::Debug> fmt::Debug for RetryPolicy<C> {
             .field("retry_non_idempotent", &self.retry_non_idempotent)
             .field("budget", &self.budget)
             .field("gate", &self.gate)
+            .field("idempotency_key", &self.idempotency_key)
+            .field("attempt_header", &self.attempt_header)
+            .field("callbacks", &self.callbacks)
             .finish_non_exhaustive()
     }
 }
@@ -316,6 +442,9 @@ impl<C: fmt::Debug> fmt::Debug for RetryPolicy<C> {
 /// What the decision is made from: one failed attempt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Failure {
+    pub(crate) reason: Reason,
+    /// What the caller said of the request.
+    pub(crate) options: RequestOptions,
     pub(crate) retryability: Retryability,
     /// A `WWW-Authenticate` header says so.
     pub(crate) invalid_token: bool,
@@ -324,8 +453,6 @@ pub(crate) struct Failure {
     pub(crate) may_be_repeated: bool,
     /// All of the request can be sent again.
     pub(crate) is_replayable: bool,
-    /// The status is 429.
-    pub(crate) rate_limited: bool,
     /// The server's `Retry-After`.
     pub(crate) hint: Option<Duration>,
     /// From the call to the failure.
@@ -344,13 +471,18 @@ pub(crate) enum Decision {
 /// ```
 /// use tower_http_retry::RequestOptions;
 ///
+/// use std::time::Duration;
+///
 /// // A POST that the server is known to recognise when it comes twice.
 /// let mut request = http::Request::post("https://api.example/feed").body(()).unwrap();
-/// request.extensions_mut().insert(RequestOptions::new().repeatable(true));
+/// let options = RequestOptions::new().repeatable(true).max_retries(5);
+/// request.extensions_mut().insert(options.max_elapsed(Duration::from_secs(10)));
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestOptions {
     pub(crate) repeatable: Option<bool>,
+    pub(crate) max_retries: Option<u32>,
+    pub(crate) max_elapsed: Option<Duration>,
 }
 
 impl RequestOptions {
@@ -366,6 +498,29 @@ impl RequestOptions {
     pub fn repeatable(mut self, repeatable: bool) -> Self {
         self.repeatable = Some(repeatable);
         self
+    }
+
+    /// How often this request is sent again at the most, in place of
+    /// [`RetryPolicy::max_retries`]. The schedule may end earlier.
+    #[must_use]
+    pub fn max_retries(mut self, retries: u32) -> Self {
+        self.max_retries = Some(retries);
+        self
+    }
+
+    /// The latest planned start of an attempt of this request, in place of
+    /// [`RetryPolicy::max_elapsed`].
+    #[must_use]
+    pub fn max_elapsed(mut self, limit: Duration) -> Self {
+        self.max_elapsed = Some(limit);
+        self
+    }
+
+    /// Says that this request is never sent again: nothing of its body is kept, and its first failure
+    /// is handed to the caller. The same as [`max_retries(0)`](Self::max_retries).
+    #[must_use]
+    pub fn no_retry(self) -> Self {
+        self.max_retries(0)
     }
 }
 

@@ -92,7 +92,10 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if let Some(key) = &self.policy.idempotency_key {
+            key.add_to(&mut request);
+        }
         ResponseFuture::new(&mut self.inner, self.policy.clone(), request)
     }
 }

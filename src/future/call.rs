@@ -20,10 +20,11 @@ use crate::{
     body::{Peek, ReplayBody, ResponseBody, Upload},
     budget::Withdrawal,
     classify::{Retryability, RetryableFailure},
+    events::{GiveUpEvent, Reason, RetryEvent},
     gate::{Ticket, Turn},
     head::Head,
     invalid_token,
-    observe::{Observer, Reason},
+    observe::Observer,
     outcome::{RetryOutcome, StopReason},
     policy::{Decision, Failure, RetryPolicy},
     retry_after::retry_after,
@@ -68,14 +69,16 @@ where
     /// A call of which no attempt has been made.
     #[inline]
     pub(super) fn new(policy: Arc<RetryPolicy<C>>, request: &Request<B>, started: Instant) -> Self {
+        let head = Head::keep(request);
         let ticket = policy.gate.as_ref().map(|gate| {
-            let latest = started.checked_add(policy.max_elapsed);
-            Box::new(Ticket::new(gate, latest))
+            let max_elapsed = head.options().max_elapsed.unwrap_or(policy.max_elapsed);
+            Box::new(Ticket::new(gate, started.checked_add(max_elapsed)))
         });
+        policy.meter.request();
         Self {
             policy,
             observer: Observer::new(),
-            head: Head::keep(request),
+            head,
             upload: Upload::none(),
             classifier: None,
             ticket,
@@ -88,7 +91,11 @@ where
     /// The caller's body, for the first attempt.
     #[inline]
     pub(super) fn share(&mut self, body: B) -> ReplayBody<B> {
-        self.upload.share(body, self.policy.replay_limit)
+        let limit = match self.head.options().max_retries {
+            Some(0) => 0,
+            _ => self.policy.replay_limit,
+        };
+        self.upload.share(body, limit)
     }
 
     pub(super) fn next_request(&mut self) -> Request<ReplayBody<B>> {
@@ -97,7 +104,11 @@ where
         let parts = held_back
             .or_else(|| self.head.rebuild())
             .expect("rebuilt before, when the retry was decided");
-        let request = Request::from_parts(parts, self.upload.again());
+        let mut request = Request::from_parts(parts, self.upload.again());
+        if let (Some(name), 1..) = (&self.policy.attempt_header, self.attempts) {
+            let attempt = self.attempts.saturating_add(1);
+            request.headers_mut().insert(name, attempt.into());
+        }
         self.leave(&request);
         request
     }
@@ -122,12 +133,15 @@ where
         if let Some(ticket) = &mut self.ticket {
             ticket.leave();
         }
+        self.policy.meter.attempt();
         self.observer.attempt(request, self.attempts);
         self.attempts = self.attempts.saturating_add(1);
         if let Some(later) = &mut self.later {
             let withdrawal = later.withdrawal.take();
             later.paid = withdrawal.is_some();
-            withdrawal.map(Withdrawal::spend);
+            if let Some(withdrawal) = withdrawal {
+                withdrawal.spend();
+            }
         }
         self.classifier = Some(self.policy.classifier.make_classifier(request));
     }
@@ -188,6 +202,7 @@ where
         let fraction = u64::from(hint.subsec_nanos() > 0);
         let seconds = hint.as_secs().saturating_add(fraction);
         response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        self.policy.meter.gate(self.policy.gate.as_ref());
         self.end_with_response(response, StopReason::RateGated, Some(hint))
     }
 
@@ -202,6 +217,7 @@ where
         );
         if let (Some(budget), false) = (self.policy.spending(), to_be_retried) {
             budget.deposit(self.later.as_ref().is_some_and(|later| later.paid));
+            self.policy.meter.budget(Some(budget));
         }
         failed
     }
@@ -221,15 +237,14 @@ where
         let since = Instant::now();
         let hint = retry_after(response.headers(), SystemTime::now());
         let invalid_token = invalid_token::in_header(response.headers());
-        let rate_limited = response.status() == StatusCode::TOO_MANY_REQUESTS;
-        let decision = self.decide(retryability, invalid_token, rate_limited, hint, since);
+        let failure = Reason::Status(response.status());
+        let decision = self.decide(failure, retryability, invalid_token, hint, since);
         self.tell_the_gate(&response, Some(decision));
         match decision {
             Decision::Stop(stop) => {
                 self.end_with_response(response.map(ResponseBody::unread), stop, hint)
             }
             Decision::RetryAfter(wait) => {
-                let failure = Reason::Status(response.status());
                 let (parts, body) = response.into_parts();
                 Next::Read(Box::new(FailedResponse {
                     parts,
@@ -261,13 +276,23 @@ where
             _ => Retryability::Never,
         };
         let since = Instant::now();
-        match self.decide(retryability, false, false, None, since) {
-            Decision::Stop(stop) => self.end_with_error(error, stop),
+        let failure = Reason::Error(kind);
+        match self.decide(failure, retryability, false, None, since) {
+            Decision::Stop(stop) => self.end_with_error(error, stop, failure),
             Decision::RetryAfter(wait) => {
                 drop(error);
-                self.wait(Reason::Error(kind), wait, since)
+                self.wait(failure, wait, since)
             }
         }
+    }
+
+    /// The inner service will not get ready again: its error is final.
+    pub(super) fn never_ready<F, R: Body, E: fmt::Display + 'static>(
+        &mut self,
+        error: E,
+    ) -> Next<F, R, E> {
+        let failure = Reason::Error(transport::kind(&error));
+        self.end_with_error(error, StopReason::NotRetryable, failure)
     }
 
     /// Tells the gate, if there is one, of the server's limit. A 429 closes it for as long as the server
@@ -286,6 +311,7 @@ where
             },
         };
         ticket.answered(Instant::now(), response.status(), response.headers(), wait);
+        policy.meter.gate(policy.gate.as_ref());
     }
 
     /// `None` where the response is no failure.
@@ -300,19 +326,20 @@ where
     /// Where the answer is to retry, the upload of the attempt that failed has been paused.
     fn decide(
         &mut self,
+        reason: Reason,
         retryability: Retryability,
         invalid_token: bool,
-        rate_limited: bool,
         hint: Option<Duration>,
         since: Instant,
     ) -> Decision {
         let failure = Failure {
+            reason,
+            options: self.head.options(),
             retryability,
             invalid_token,
             retries: self.attempts.saturating_sub(1),
             may_be_repeated: self.head.may_be_repeated(),
             is_replayable: retryability != Retryability::Never && self.prepare(),
-            rate_limited,
             hint,
             elapsed: since.saturating_duration_since(self.started),
         };
@@ -326,6 +353,7 @@ where
             || match policy.spending() {
                 Some(budget) => {
                     *withdrawal = budget.withdraw();
+                    policy.meter.budget(Some(budget));
                     withdrawal.is_some()
                 }
                 None => true,
@@ -341,7 +369,10 @@ where
     /// How long a failed response may be read: not past the deadline, either.
     pub(super) fn reading_time(&self, since: Instant) -> Duration {
         let elapsed = since.saturating_duration_since(self.started);
-        let left = self.policy.max_elapsed.saturating_sub(elapsed);
+        let max_elapsed = self.head.options().max_elapsed;
+        let left = max_elapsed
+            .unwrap_or(self.policy.max_elapsed)
+            .saturating_sub(elapsed);
         self.policy.inspect_timeout.min(left)
     }
 
@@ -353,7 +384,12 @@ where
         since: Instant,
     ) -> Next<F, R, E> {
         self.upload.supersede();
-        self.observer.retrying(failure, wait, self.attempts);
+        let event = RetryEvent {
+            failure,
+            attempt: self.attempts,
+            wait,
+        };
+        self.observer.retrying(&self.policy, event);
         Next::Wait(wait, since)
     }
 
@@ -372,16 +408,18 @@ where
         stop: StopReason,
         hint: Option<Duration>,
     ) -> Next<F, R, E> {
-        self.end(response.extensions_mut(), Some(stop), hint);
+        let failure = Reason::Status(response.status());
+        self.end(response.extensions_mut(), Some((stop, failure)), hint);
         Next::End(Ok(response))
     }
 
-    pub(super) fn end_with_error<F, R: Body, E>(
+    fn end_with_error<F, R: Body, E>(
         &mut self,
         error: E,
         stop: StopReason,
+        failure: Reason,
     ) -> Next<F, R, E> {
-        self.end(&mut Extensions::new(), Some(stop), None);
+        self.end(&mut Extensions::new(), Some((stop, failure)), None);
         Next::End(Err(error))
     }
 
@@ -391,7 +429,7 @@ where
     fn end(
         &mut self,
         extensions: &mut Extensions,
-        stop: Option<StopReason>,
+        failure: Option<(StopReason, Reason)>,
         retry_after: Option<Duration>,
     ) {
         self.upload.release();
@@ -399,7 +437,7 @@ where
         let outcome = RetryOutcome {
             attempts: self.attempts,
             waited: later.map_or(Duration::ZERO, |later| later.waited),
-            stop,
+            stop: failure.map(|(stop, _)| stop),
             retry_after,
         };
         if outcome != RetryOutcome::FIRST_TRY {
@@ -408,8 +446,13 @@ where
             // That of a layer further in, or of a call that a cache remembers.
             extensions.remove::<RetryOutcome>();
         }
-        if let Some(stop) = stop {
-            self.observer.giving_up(stop, &outcome);
+        if let Some((stop, failure)) = failure {
+            let event = GiveUpEvent {
+                failure,
+                stop,
+                outcome,
+            };
+            self.observer.giving_up(&self.policy, event);
         }
         if let Some(handle) = self.head.outcome_handle() {
             handle.set(outcome);

@@ -10,7 +10,7 @@ use http::response;
 use http_body::Body;
 use tokio::time::{Instant, Sleep};
 
-use crate::{body::Peek, invalid_token, observe::Reason, policy::RetryPolicy};
+use crate::{body::Peek, events::Reason, invalid_token, policy::RetryPolicy};
 
 /// A response that is to be retried, while its body is looked into and read to its end.
 pub(super) struct FailedResponse<R: Body> {

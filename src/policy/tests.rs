@@ -1,15 +1,17 @@
 use super::*;
+use crate::classify::ApiFailureKind;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn worth_retrying() -> Failure {
     Failure {
+        reason: Reason::Error(ApiFailureKind::Timeout),
+        options: RequestOptions::new(),
         retryability: Retryability::IfIdempotent,
         invalid_token: false,
         retries: 0,
         may_be_repeated: true,
         is_replayable: true,
-        rate_limited: false,
         hint: None,
         elapsed: Duration::ZERO,
     }
@@ -58,7 +60,7 @@ fn what_the_budget_does_not_pay_for_stops_unless_the_server_set_its_time() {
     let broke = |failure| policy.decide(failure, || Some(SECOND), || false);
     let failure = worth_retrying();
     let limited = Failure {
-        rate_limited: true,
+        reason: Reason::Status(StatusCode::TOO_MANY_REQUESTS),
         ..failure
     };
     let hinted = |failure, hint| Failure {
@@ -76,6 +78,53 @@ fn what_the_budget_does_not_pay_for_stops_unless_the_server_set_its_time() {
     }
     let free = hinted(limited, SECOND);
     assert_eq!(broke(free), Decision::RetryAfter(2 * SECOND));
+}
+
+#[test]
+fn what_the_caller_says_of_one_request_goes_before_the_policy() {
+    let policy = RetryPolicy::new();
+    let with = |options, retries, elapsed| {
+        let failure = Failure {
+            options,
+            retries,
+            elapsed,
+            ..worth_retrying()
+        };
+        decide(&policy, failure)
+    };
+    let none = RequestOptions::new();
+    let exhausted = Decision::Stop(StopReason::RetriesExhausted);
+    let late = Decision::Stop(StopReason::DeadlineExceeded);
+    let again = Decision::RetryAfter(SECOND);
+    for (options, retries, elapsed, expected) in [
+        (none.max_retries(5), 4, Duration::ZERO, again),
+        (none.max_retries(5), 5, Duration::ZERO, exhausted),
+        (none.no_retry(), 0, Duration::ZERO, exhausted),
+        (none.max_elapsed(120 * SECOND), 0, 119 * SECOND, again),
+        (none.max_elapsed(120 * SECOND), 0, 120 * SECOND, late),
+        (none.max_elapsed(SECOND / 2), 0, Duration::ZERO, late),
+    ] {
+        assert_eq!(with(options, retries, elapsed), expected, "{options:?}");
+    }
+}
+
+#[test]
+fn a_veto_is_the_last_word_and_costs_nothing() {
+    let policy = RetryPolicy::new().retry_if(|event| {
+        assert_eq!((event.attempt(), event.wait()), (1, SECOND));
+        assert_eq!(event.kind(), ApiFailureKind::Timeout);
+        false
+    });
+    let decision = policy.decide(worth_retrying(), || Some(SECOND), || panic!("paid"));
+    assert_eq!(decision, Decision::Stop(StopReason::Vetoed));
+    let never = Failure {
+        retryability: Retryability::Never,
+        ..worth_retrying()
+    };
+    assert_eq!(
+        decide(&policy, never),
+        Decision::Stop(StopReason::NotRetryable)
+    );
 }
 
 #[test]
@@ -143,6 +192,8 @@ fn the_table_of_defaults_is_true() {
         "RetryPolicy { classifier: ApiErrorsAsFailures {429: Always, 500: IfIdempotent, \
          504: IfIdempotent}, max_retries: 3, max_elapsed: 60s, replay_limit: 65536, \
          inspect_limit: 16384, drain_limit: 262144, inspect_timeout: 1s, \
-         retry_non_idempotent: false, budget: Default, gate: None, .. }"
+         retry_non_idempotent: false, budget: Default, gate: None, idempotency_key: None, \
+         attempt_header: None, callbacks: Callbacks { on_retry: false, on_give_up: false, \
+         retry_if: false }, .. }"
     );
 }
