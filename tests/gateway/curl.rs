@@ -1,0 +1,49 @@
+//! curl, and what it got.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
+
+use crate::support::{command, within};
+
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) version: Version,
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    fn new(head: &str, body: Vec<u8>) -> Self {
+        let mut lines = head.lines();
+        let mut words = lines.next().unwrap().split(' ');
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
+            let name: HeaderName = name.parse().unwrap();
+            headers.append(name, HeaderValue::from_str(value).unwrap());
+        }
+        Self {
+            version: match words.next() {
+                Some("2") => Version::HTTP_2,
+                _ => Version::HTTP_11,
+            },
+            status: words.next().unwrap().parse().unwrap(),
+            headers,
+            body,
+        }
+    }
+}
+
+pub(crate) async fn curl(arguments: &[&str]) -> Reply {
+    let mut curl = command("curl");
+    curl.args(["-q", "-sS", "--noproxy", "*", "-D", "/dev/stderr"]);
+    let output = within(curl.args(arguments).output()).await.unwrap();
+    let heads = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{arguments:?}: {heads}");
+    // The last: before it there may be a 100.
+    let (_, head) = heads.rsplit_once("HTTP/").expect("a response");
+    Reply::new(head, output.stdout)
+}

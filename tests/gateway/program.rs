@@ -1,0 +1,60 @@
+//! The gateway as a program that runs.
+
+use std::{env, net::SocketAddr, path::PathBuf, process::Stdio};
+
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+use crate::support::within;
+
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
+}
+
+impl Gateway {
+    pub(crate) async fn start(upstream: SocketAddr, flags: &[&str]) -> Self {
+        let mut command = Command::new(gateway());
+        command
+            .args([
+                "--upstream",
+                &format!("http://{upstream}"),
+                "--listen",
+                "127.0.0.1:0",
+            ])
+            .args(flags)
+            .env("RUST_LOG", "error")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        within(stdout.read_line(&mut line)).await.unwrap();
+        let address = line.trim_end().strip_prefix("listening on http://");
+        let address = address.and_then(|address| address.parse().ok());
+        let address = address.unwrap_or_else(|| panic!("no address in {line:?}"));
+        Self { child, address }
+    }
+
+    pub(crate) fn uri(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+}
+
+/// `cargo test` builds the examples into a folder beside that of the tests.
+pub(crate) fn gateway() -> PathBuf {
+    let test = env::current_exe().unwrap();
+    let profile = test.parent().and_then(|deps| deps.parent()).unwrap();
+    let name = format!("gateway{}", env::consts::EXE_SUFFIX);
+    let file = profile.join("examples").join(name);
+    assert!(
+        file.is_file(),
+        "{} is missing: cargo build --example gateway",
+        file.display()
+    );
+    file
+}
