@@ -2,7 +2,8 @@
 //! failure. Names follow OpenTelemetry's semantic conventions for HTTP client spans.
 //!
 //! Nothing that a caller or a server wrote is recorded beyond the method, the host and the port: no
-//! header value, no path, no query, no body.
+//! header value, no path, no query, no body. Numbers are signed: what exports spans to OpenTelemetry
+//! makes text of the others.
 
 use http::{Method, Request, StatusCode};
 use tracing::{Level, Span, field, span::Entered};
@@ -83,7 +84,7 @@ impl Observer {
             if resend_count > 0 {
                 spans
                     .attempt
-                    .record("http.request.resend_count", resend_count);
+                    .record("http.request.resend_count", i64::from(resend_count));
             }
         } else if resend_count == 0 {
             let attempt = attempt_span!(request,);
@@ -104,7 +105,7 @@ impl Observer {
     #[inline]
     pub(crate) fn answered(&mut self, status: StatusCode, failed: bool) {
         self.end_attempt(|span| {
-            span.record("http.response.status_code", status.as_u16());
+            span.record("http.response.status_code", i64::from(status.as_u16()));
             if failed {
                 span.record("error.type", status.as_str());
             }
@@ -140,7 +141,7 @@ impl Observer {
                     {
                         "error.type" = failure,
                         delay = ?event.wait,
-                        http.request.resend_count = event.attempt,
+                        http.request.resend_count = i64::from(event.attempt),
                     },
                     "retrying"
                 );
@@ -184,11 +185,12 @@ fn known(method: &Method) -> Option<&'static str> {
     KNOWN.into_iter().find(|known| *known == method.as_str())
 }
 
-fn port<B>(request: &Request<B>) -> Option<u16> {
+fn port<B>(request: &Request<B>) -> Option<i64> {
     let uri = request.uri();
-    uri.port_u16().or_else(|| match uri.scheme_str() {
+    let port = uri.port_u16().or_else(|| match uri.scheme_str() {
         Some("http") => Some(80),
         Some("https") => Some(443),
         _ => None,
-    })
+    });
+    port.map(i64::from)
 }
