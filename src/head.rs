@@ -35,6 +35,11 @@ impl Head {
         }
     }
 
+    /// What waits should be small.
+    pub(crate) fn shrink(&mut self) {
+        self.text.shrink_to_fit();
+    }
+
     /// The head again, exactly; `None` where that cannot be, because somebody has put a header together
     /// that `http` would not let through.
     pub(crate) fn rebuild(&self) -> Option<Parts> {

@@ -50,7 +50,7 @@ pub(super) struct Call<C: MakeClassifier, B> {
 #[derive(Default)]
 struct Later {
     /// Of the first attempt, while it waits.
-    held_back: Option<Parts>,
+    held_back: Option<Box<Parts>>,
     delays: Option<Delays>,
     /// Paid for a retry that is not sent yet.
     withdrawal: Option<Withdrawal>,
@@ -101,7 +101,7 @@ where
     pub(super) fn next_request(&mut self) -> Request<ReplayBody<B>> {
         let held_back = self.later.as_mut().and_then(|it| it.held_back.take());
         #[expect(clippy::expect_used, reason = "there is no retry without a head")]
-        let parts = held_back
+        let parts = held_back.map(|it| *it)
             .or_else(|| self.head.rebuild())
             .expect("rebuilt before, when the retry was decided");
         let mut request = Request::from_parts(parts, self.upload.again());
@@ -117,12 +117,13 @@ where
     pub(super) fn hold_back(&mut self, request: Request<B>) {
         let (parts, body) = request.into_parts();
         self.share(body);
-        self.later.get_or_insert_default().held_back = Some(parts);
+        self.later.get_or_insert_default().held_back = Some(Box::new(parts));
         self.observer.wait_for_first_attempt();
     }
 
     /// Whether the request can be sent again whole; if so, its upload is paused.
     fn prepare(&mut self) -> bool {
+        self.head.shrink();
         // Rebuilt when it is sent: a request that waits should be small.
         self.upload.pause() && self.head.rebuild().is_some()
     }
