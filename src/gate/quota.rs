@@ -26,8 +26,8 @@ pub(crate) struct Quota {
 /// counts.
 pub(crate) fn quota(headers: &HeaderMap, now: SystemTime) -> Option<Quota> {
     let quota = structured(headers)
-        .or_else(|| triple(headers, "ratelimit", now))
-        .or_else(|| triple(headers, "x-ratelimit", now))?;
+        .or_else(|| triple(headers, &TRIPLE, now))
+        .or_else(|| triple(headers, &X_TRIPLE, now))?;
     let sound = quota.limit > 0
         && quota.remaining <= quota.limit
         && quota.reset <= FURTHEST_RESET
@@ -39,8 +39,8 @@ pub(crate) fn quota(headers: &HeaderMap, now: SystemTime) -> Option<Quota> {
 const FURTHEST_RESET: Duration = Duration::from_secs(7 * 24 * 3600);
 
 fn structured(headers: &HeaderMap) -> Option<Quota> {
-    let states = items(headers, "ratelimit");
-    let policies: Vec<_> = items(headers, "ratelimit-policy").collect();
+    let states = items(headers, RATELIMIT);
+    let policies: Vec<_> = items(headers, POLICY).collect();
     let quotas = states.filter_map(|state| {
         let policy = policies.iter().find(|policy| policy.name == state.name)?;
         Some(Quota {
@@ -66,8 +66,8 @@ impl Item<'_> {
     }
 }
 
-fn items<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<Item = Item<'a>> {
-    let values = headers.get_all(HeaderName::from_static(name)).into_iter();
+fn items<'a>(headers: &'a HeaderMap, name: HeaderName) -> impl Iterator<Item = Item<'a>> {
+    let values = headers.get_all(name).into_iter();
     let members = values
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','));
@@ -85,16 +85,30 @@ fn items<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<Item =
     })
 }
 
-fn triple(headers: &HeaderMap, prefix: &str, now: SystemTime) -> Option<Quota> {
-    let number = |suffix: &str| -> Option<u64> {
-        let value = headers.get(format!("{prefix}-{suffix}"))?.to_str().ok()?;
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const TRIPLE: [HeaderName; 3] = [
+    HeaderName::from_static("ratelimit-limit"),
+    HeaderName::from_static("ratelimit-remaining"),
+    HeaderName::from_static("ratelimit-reset"),
+];
+const X_TRIPLE: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit"),
+    HeaderName::from_static("x-ratelimit-remaining"),
+    HeaderName::from_static("x-ratelimit-reset"),
+];
+
+fn triple(headers: &HeaderMap, names: &[HeaderName; 3], now: SystemTime) -> Option<Quota> {
+    let [limit, remaining, reset] = names;
+    let number = |name: &HeaderName| -> Option<u64> {
+        let value = headers.get(name)?.to_str().ok()?;
         // `100, 100;w=60` was in use: the first number is the limit in force.
         let first = value.split([',', ';']).next()?.trim();
         first.parse().ok()
     };
     // Below, a number of seconds; above, a point in time: 10⁹ s since 1970 was in 2001.
     const EPOCH: u64 = 1_000_000_000;
-    let reset = match number("reset")? {
+    let reset = match number(reset)? {
         epoch @ EPOCH.. => {
             let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
             Duration::from_secs(epoch).saturating_sub(now)
@@ -102,8 +116,8 @@ fn triple(headers: &HeaderMap, prefix: &str, now: SystemTime) -> Option<Quota> {
         seconds => Duration::from_secs(seconds),
     };
     Some(Quota {
-        limit: number("limit")?,
-        remaining: number("remaining")?,
+        limit: number(limit)?,
+        remaining: number(remaining)?,
         reset,
         window: None,
     })
