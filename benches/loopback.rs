@@ -7,9 +7,9 @@
 //! connections of its own, which are open before anything is timed: one for each request in flight
 //! over HTTP/1.1, a single one over HTTP/2.
 //!
-//! Server and clients share one thread and one runtime. On two threads, the time that it takes to wake
-//! the other thread is most of the latency, and it depends on what else the machine does; on one thread
-//! a request costs what is worked for it, so that what a layer adds weighs the most.
+//! Server and clients share one thread and one runtime. On two threads, each request waits for the other
+//! thread to wake, and how long that takes depends on what else the machine does. On one, it takes the
+//! time that is worked for it, the server's part included.
 //!
 //! In each round each of the three makes the same number of requests, between 0.1 and 0.3 s of them, in
 //! turns of 10 to 20 ms, so that what the machine does meanwhile is shared; the order rotates. `rps` is
