@@ -44,7 +44,7 @@ use tower_http_retry::{RetryLayer, RetryPolicy};
 use self::by_hand::ByHand;
 
 const IN_FLIGHT: [usize; 2] = [1, 64];
-const ROUNDS: usize = 25;
+const ROUNDS: usize = 21;
 /// Turns in a round.
 const TURNS: usize = 12;
 const TURN: Duration = Duration::from_millis(10);
