@@ -11,8 +11,9 @@ use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
 /// It starts full. A retry costs [`cost`](Self::new) tokens and is refused where they are not there
 /// ([`StopReason::BudgetExhausted`](crate::StopReason::BudgetExhausted)). An answer to a first attempt
 /// that is no failure worth retrying (a 404 too: the server is alive) gives 1 token; such an answer to
-/// a retry gives back what that retry cost. A retry after a 429 whose `Retry-After` is above zero is
-/// free, since the server set its time; an answer to it counts as one to a first attempt. So retries are paid by successes, and an outage, which brings
+/// a retry gives back what that retry cost. Free are a retry after a 429 whose `Retry-After` is above zero,
+/// since the server set its time, and one of a request that the server handed back unseen when it renewed an
+/// HTTP/2 connection (GOAWAY with NO_ERROR); an answer to it counts as one to a first attempt. So retries are paid by successes, and an outage, which brings
 /// none, cannot pay for them: Bronson et al., "Metastable Failures in Distributed Systems", HotOS 2021.
 ///
 /// The default is a capacity of 50 and a cost of 10. Its honest limit: of 100 requests that fail at the

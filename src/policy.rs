@@ -403,9 +403,11 @@ impl<C> RetryPolicy<C> {
         if permit.is_some_and(|permit| !permit(&event)) {
             return Decision::Stop(StopReason::Vetoed);
         }
-        // Where the server set the time of the retry, the retry is the server's to bear.
+        // Where the server set the time of the retry, or only renewed its connection, the retry is the
+        // server's to bear.
         let rate_limited = failure.reason.status() == Some(StatusCode::TOO_MANY_REQUESTS);
-        let free = rate_limited && failure.hint.is_some_and(|hint| !hint.is_zero());
+        let free = failure.was_handed_back
+            || rate_limited && failure.hint.is_some_and(|hint| !hint.is_zero());
         if !free && !pay() {
             return Decision::Stop(StopReason::BudgetExhausted);
         }
@@ -453,6 +455,8 @@ pub(crate) struct Failure {
     pub(crate) may_be_repeated: bool,
     /// All of the request can be sent again.
     pub(crate) is_replayable: bool,
+    /// The server renewed its connection, and has not looked at the request.
+    pub(crate) was_handed_back: bool,
     /// The server's `Retry-After`.
     pub(crate) hint: Option<Duration>,
     /// From the call to the failure.

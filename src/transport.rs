@@ -13,6 +13,26 @@ pub(crate) fn kind<E: 'static>(error: &E) -> ApiFailureKind {
     as_error(error).map_or(ApiFailureKind::Other, kind_of_chain)
 }
 
+/// Whether the server ended a connection in good order, and says that it has not looked at the request.
+///
+/// That is how servers renew busy HTTP/2 connections, and no sign of an outage (RFC 9113 §6.8).
+#[cfg(feature = "hyper")]
+pub(crate) fn was_handed_back<E: 'static>(error: &E) -> bool {
+    let mut next = as_error(error);
+    while let Some(error) = next {
+        if hyper_stack::is_graceful_goaway(error) {
+            return kind_of_chain(error) == ApiFailureKind::Connect;
+        }
+        next = error.source();
+    }
+    false
+}
+
+#[cfg(not(feature = "hyper"))]
+pub(crate) fn was_handed_back<E: 'static>(_: &E) -> bool {
+    false
+}
+
 /// As far as the type is known here: nothing says that `E` is an [`Error`].
 fn as_error<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
     let any: &dyn Any = error;
@@ -106,6 +126,12 @@ mod hyper_stack {
             return of_hyper(error);
         }
         error.downcast_ref::<h2::Error>().and_then(of_h2)
+    }
+
+    pub(super) fn is_graceful_goaway(error: &(dyn Error + 'static)) -> bool {
+        error.downcast_ref::<h2::Error>().is_some_and(|error| {
+            error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR)
+        })
     }
 
     fn of_hyper(error: &hyper::Error) -> Option<ApiFailureKind> {

@@ -101,7 +101,8 @@ where
     pub(super) fn next_request(&mut self) -> Request<ReplayBody<B>> {
         let held_back = self.later.as_mut().and_then(|it| it.held_back.take());
         #[expect(clippy::expect_used, reason = "there is no retry without a head")]
-        let parts = held_back.map(|it| *it)
+        let parts = held_back
+            .map(|it| *it)
             .or_else(|| self.head.rebuild())
             .expect("rebuilt before, when the retry was decided");
         let mut request = Request::from_parts(parts, self.upload.again());
@@ -239,7 +240,12 @@ where
         let hint = retry_after(response.headers(), SystemTime::now());
         let invalid_token = invalid_token::in_header(response.headers());
         let failure = Reason::Status(response.status());
-        let decision = self.decide(failure, retryability, invalid_token, hint, since);
+        let failed = Failure {
+            invalid_token,
+            hint,
+            ..self.failure(failure, retryability, since)
+        };
+        let decision = self.decide(failed);
         self.tell_the_gate(&response, Some(decision));
         match decision {
             Decision::Stop(stop) => {
@@ -278,7 +284,11 @@ where
         };
         let since = Instant::now();
         let failure = Reason::Error(kind);
-        match self.decide(failure, retryability, false, None, since) {
+        let failed = Failure {
+            was_handed_back: transport::was_handed_back(&error),
+            ..self.failure(failure, retryability, since)
+        };
+        match self.decide(failed) {
             Decision::Stop(stop) => self.end_with_error(error, stop, failure),
             Decision::RetryAfter(wait) => {
                 drop(error);
@@ -324,26 +334,23 @@ where
         }
     }
 
-    /// Where the answer is to retry, the upload of the attempt that failed has been paused.
-    fn decide(
-        &mut self,
-        reason: Reason,
-        retryability: Retryability,
-        invalid_token: bool,
-        hint: Option<Duration>,
-        since: Instant,
-    ) -> Decision {
-        let failure = Failure {
+    /// What is known of a failure whatever it is. Where it may be retried, the upload is paused.
+    fn failure(&mut self, reason: Reason, retryability: Retryability, since: Instant) -> Failure {
+        Failure {
             reason,
             options: self.head.options(),
             retryability,
-            invalid_token,
+            invalid_token: false,
             retries: self.attempts.saturating_sub(1),
             may_be_repeated: self.head.may_be_repeated(),
             is_replayable: retryability != Retryability::Never && self.prepare(),
-            hint,
+            was_handed_back: false,
+            hint: None,
             elapsed: since.saturating_duration_since(self.started),
-        };
+        }
+    }
+
+    fn decide(&mut self, failure: Failure) -> Decision {
         let policy = &self.policy;
         let Later {
             delays, withdrawal, ..

@@ -12,6 +12,7 @@ fn worth_retrying() -> Failure {
         retries: 0,
         may_be_repeated: true,
         is_replayable: true,
+        was_handed_back: false,
         hint: None,
         elapsed: Duration::ZERO,
     }
@@ -78,6 +79,11 @@ fn what_the_budget_does_not_pay_for_stops_unless_the_server_set_its_time() {
     }
     let free = hinted(limited, SECOND);
     assert_eq!(broke(free), Decision::RetryAfter(2 * SECOND));
+    let handed_back = Failure {
+        was_handed_back: true,
+        ..failure
+    };
+    assert_eq!(broke(handed_back), Decision::RetryAfter(SECOND));
 }
 
 #[test]

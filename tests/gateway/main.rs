@@ -1,6 +1,7 @@
 //! The example `gateway`, as a program: driven by curl, loaded by wrk, ended by signals.
 
 mod curl;
+mod load;
 mod program;
 mod upstream;
 
@@ -20,9 +21,7 @@ use tokio::{
 
 use curl::curl;
 use program::{Gateway, gateway};
-use support::{
-    Silent, command, ended, free_port, installed, nginx::nginx, send_signal, until, within,
-};
+use support::{Silent, command, ended, free_port, installed, send_signal, until, within};
 use upstream::{Seen, echo, ok, random, read_head, retry_after, status, upstream};
 
 /// What curl is told, so that it speaks the one version or the other.
@@ -207,6 +206,39 @@ async fn without_an_answer_the_gateway_gives_its_own() {
 }
 
 // --- headers ---
+
+#[tokio::test]
+async fn each_side_may_speak_the_version_that_the_other_does_not() {
+    if !installed(&["curl"]) {
+        return;
+    }
+    let seen = Seen::default();
+    let script = [status(429), ok("one"), status(429), ok("two")];
+    let upstream = upstream(seen.script(script)).await;
+    for ((version, flag), upstream_flags) in BOTH.into_iter().zip([&["--upstream-http2"][..], &[]])
+    {
+        let gateway = Gateway::start(upstream, upstream_flags).await;
+        let cookies = ["-H", "Cookie: a=1", "-H", "Cookie: b=2"];
+        let target = [
+            "-X",
+            "OPTIONS",
+            "--request-target",
+            "*",
+            "-H",
+            "TE: trailers",
+        ];
+        let uri = gateway.uri("/");
+        let reply = curl(&[&cookies[..], &target, &[flag, &uri]].concat()).await;
+        assert_eq!((reply.status, reply.version), (200, version));
+        assert_eq!(reply.headers["x-retry-attempts"], "2", "{version:?}");
+        let (head, _) = seen.requests().pop().unwrap();
+        assert_ne!(head.version(), version);
+        assert_eq!(head.uri().path(), "*", "{version:?}");
+        let cookies: Vec<_> = head.headers().get_all("cookie").iter().collect();
+        assert_eq!(cookies, ["a=1; b=2"], "{version:?}");
+        assert_eq!(head.headers()["te"], "trailers", "{version:?}");
+    }
+}
 
 #[tokio::test]
 async fn what_is_meant_for_the_next_hop_ends_there() {
@@ -417,63 +449,4 @@ async fn what_it_cannot_do_it_says_at_once() {
         assert!(error.contains(text), "{arguments:?}: {error}");
         assert!(!error.contains("panicked"), "{arguments:?}: {error}");
     }
-}
-
-// --- load ---
-
-/// Three retries leave a ten-thousandth of what is refused one time in ten.
-#[tokio::test]
-async fn of_a_tenth_that_is_refused_hardly_any_is_left() {
-    if !installed(&["nginx", "wrk"]) {
-        return;
-    }
-    let config = r#"
-        split_clients $request_id $refused { 10% 1; * 0; }
-        server {
-            listen LISTEN;
-            server_name front;
-            keepalive_requests 1000000;
-            if ($refused) { return 429; }
-            return 200 done;
-        }
-    "#;
-    let mut upstream = nginx(Version::HTTP_11, config).await;
-    let flags = ["--no-budget", "--max-retries", "3", "--backoff-base", "1ms"];
-    let gateway = Gateway::start(upstream.address(), &flags).await;
-    let mut wrk = command("wrk");
-    wrk.args(["-t1", "-c16", "-d2s", &gateway.uri("/")]);
-    let output = within(wrk.output()).await.unwrap();
-    assert!(output.status.success());
-    let report = String::from_utf8(output.stdout).unwrap();
-    eprintln!("{report}");
-
-    let requests = number_before(&report, " requests in").expect("wrk counts requests");
-    let failed = number_after(&report, "Non-2xx or 3xx responses: ").unwrap_or(0);
-    assert!(!report.contains("Socket errors"), "{report}");
-    assert!(requests >= 200, "{report}");
-    // The expectation ten times over; and a few, for when it is below one.
-    assert!(failed <= 5 + requests / 1000, "{report}");
-
-    let log = upstream.log(requests).await;
-    let refused = log.iter().filter(|line| line.contains(" 429 ")).count();
-    let share = refused as f64 / log.len() as f64;
-    assert!((0.05..0.15).contains(&share), "{share} of {}", log.len());
-}
-
-fn number_before(text: &str, mark: &str) -> Option<usize> {
-    text.split(mark)
-        .next()?
-        .split_whitespace()
-        .last()?
-        .parse()
-        .ok()
-}
-
-fn number_after(text: &str, mark: &str) -> Option<usize> {
-    text.split_once(mark)?
-        .1
-        .split_whitespace()
-        .next()?
-        .parse()
-        .ok()
 }

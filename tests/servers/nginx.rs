@@ -5,7 +5,7 @@ use std::{iter, sync::atomic::Ordering, time::Duration};
 use futures_util::future::join_all;
 use http::Method;
 use tower::Layer;
-use tower_http_retry::{RetryLayer, StopReason};
+use tower_http_retry::{RetryLayer, RetryPolicy, StopReason};
 
 use crate::{
     BOTH, client, get, patient, policy, post, retrying, send,
@@ -331,6 +331,35 @@ async fn connections_of_one_or_two_requests_are_not_noticed() {
                 assert_eq!(times, 1, "{version:?} {limit}: {body}: {log:?}");
             }
         }
+    }
+}
+
+/// A stream that the server says it has not looked at is no sign of an outage.
+#[tokio::test]
+async fn with_the_defaults_the_end_of_a_busy_connection_is_not_noticed() {
+    if !installed(&["nginx"]) {
+        return;
+    }
+    let config = "server { listen LISTEN; server_name front; return 200 done; }";
+    for version in BOTH {
+        let mut server = nginx(version, config).await;
+        let client = RetryLayer::new(RetryPolicy::new()).layer(client(version));
+        let uri = server.uri("/pay");
+        // nginx ends a connection after 1000 requests.
+        let callers = (0..100).map(async |_| {
+            let mut failed = Vec::new();
+            for _ in 0..50 {
+                let call = post(&client, &uri, "").await;
+                if call.result.is_err() {
+                    failed.push(call);
+                }
+            }
+            failed
+        });
+        let failed: Vec<_> = join_all(callers).await.into_iter().flatten().collect();
+        let (count, first) = (failed.len(), failed.first());
+        assert_eq!(count, 0, "{version:?}: {first:?}");
+        assert_eq!(server.log(5000).await.len(), 5000, "{version:?}");
     }
 }
 
