@@ -79,6 +79,9 @@
 //! # Features
 //!
 //! - `hyper` (on by default): reads the errors of hyper-util's client, of hyper and of h2.
+//! - `metrics`: counts requests, attempts, retries and stops; see `describe_metrics`.
+//! - `serde`: `RetrySettings`, the settings as a configuration file has them.
+//! - `uuid`: idempotency keys that are UUIDs.
 //! - `backoff`: the schedules of the crate `backoff`. Off by default, since it and its dependency
 //!   `instant` are unmaintained (RUSTSEC-2025-0012, RUSTSEC-2024-0384).
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use http::Response;
+use http::{Extensions, Response};
 
 /// What the layer did for one request.
 ///
@@ -33,8 +33,20 @@ pub struct RetryOutcome {
 impl RetryOutcome {
     /// The outcome that `response` carries, or that of a success at the first attempt.
     pub fn of<B>(response: &Response<B>) -> Self {
-        let found = response.extensions().get::<Self>();
-        found.copied().unwrap_or(Self::FIRST_TRY)
+        Self::in_extensions(response.extensions())
+    }
+
+    /// As [`of`](Self::of), for responses of other types that keep the extensions, such as tonic's and
+    /// reqwest's.
+    ///
+    /// ```
+    /// use tower_http_retry::RetryOutcome;
+    ///
+    /// let outcome = RetryOutcome::in_extensions(&http::Extensions::new());
+    /// assert_eq!(outcome.attempts(), 1);
+    /// ```
+    pub fn in_extensions(extensions: &Extensions) -> Self {
+        extensions.get().copied().unwrap_or(Self::FIRST_TRY)
     }
 
     /// The inner service did not even get ready.

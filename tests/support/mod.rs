@@ -11,6 +11,10 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::{ExitStatus, Stdio},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -55,7 +59,9 @@ pub(crate) fn command(program: &str) -> Command {
 /// Not one of those that the system hands out by itself: until the server takes it, it could become
 /// the near end of anybody's connection.
 pub(crate) fn free_port() -> u16 {
-    let mut ports = std::iter::repeat_with(|| fastrand::u16(10_000..32_768));
+    // Counted up from anywhere, so that no two tests of one program get the same.
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| fastrand::u16(10_000..30_000).into());
+    let mut ports = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     ports.find(is_free).unwrap()
 }
