@@ -1,7 +1,7 @@
 //! What happened: the documented error contract, as a classifier. What to do about it is decided in
 //! [`RetryPolicy`](crate::RetryPolicy).
 
-use std::{error, fmt};
+use std::{collections::BTreeMap, error, fmt, sync::Arc};
 
 use http::{Request, Response, StatusCode};
 use tower_http::classify::{
@@ -44,22 +44,14 @@ use crate::{invalid_token, transport};
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiErrorsAsFailures {
-    table: [u8; Self::STATUSES / Self::STATUSES_A_BYTE],
+    /// What differs from the contract: shared, since each attempt has a classifier of its own.
+    named: Option<Arc<BTreeMap<StatusCode, Retryability>>>,
 }
 
 impl ApiErrorsAsFailures {
     /// The contract as documented.
     pub fn new() -> Self {
-        let mut contract = Self {
-            table: [0; Self::STATUSES / Self::STATUSES_A_BYTE],
-        };
-        contract.set(StatusCode::TOO_MANY_REQUESTS, Retryability::Always);
-        contract.set(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            Retryability::IfIdempotent,
-        );
-        contract.set(StatusCode::GATEWAY_TIMEOUT, Retryability::IfIdempotent);
-        contract
+        Self { named: None }
     }
 
     /// Says for one status whether it is to be retried, in place of the contract's own word.
@@ -72,47 +64,32 @@ impl ApiErrorsAsFailures {
         status: StatusCode,
         retryability: Retryability,
     ) -> Result<Self, InvalidStatus> {
-        if self.set(status, retryability) {
-            Ok(self)
-        } else {
-            Err(InvalidStatus { status })
+        if ApiFailureKind::of_status(status).is_none() {
+            return Err(InvalidStatus { status });
         }
-    }
-
-    // Two bits a status keep it small: one is made for each request.
-    const FIRST: u16 = 400;
-    const STATUSES: usize = 200;
-    const STATUSES_A_BYTE: usize = 4;
-
-    fn place(status: StatusCode) -> Option<(usize, u32)> {
-        let offset = usize::from(status.as_u16().checked_sub(Self::FIRST)?);
-        let shift = 2 * (offset % Self::STATUSES_A_BYTE) as u32;
-        (offset < Self::STATUSES).then_some((offset / Self::STATUSES_A_BYTE, shift))
-    }
-
-    fn set(&mut self, status: StatusCode, retryability: Retryability) -> bool {
-        let Some((index, shift)) = Self::place(status) else {
-            return false;
-        };
-        let Some(byte) = self.table.get_mut(index) else {
-            return false;
-        };
-        let bits = match retryability {
-            Retryability::Never => 0,
-            Retryability::IfIdempotent => 1,
-            Retryability::Always => 2,
-        };
-        *byte = *byte & !(0b11 << shift) | bits << shift;
-        true
+        let mut named = self.named.take().unwrap_or_default();
+        let differing = Arc::make_mut(&mut named);
+        if retryability == Self::contract(status) {
+            differing.remove(&status);
+        } else {
+            differing.insert(status, retryability);
+        }
+        self.named = (!named.is_empty()).then_some(named);
+        Ok(self)
     }
 
     /// What is said of a status.
     pub(crate) fn retryability(&self, status: StatusCode) -> Retryability {
-        let bits = Self::place(status)
-            .and_then(|(index, shift)| self.table.get(index).map(|byte| byte >> shift & 0b11));
-        match bits {
-            Some(1) => Retryability::IfIdempotent,
-            Some(2) => Retryability::Always,
+        let named = self.named.as_ref().and_then(|named| named.get(&status));
+        named.copied().unwrap_or_else(|| Self::contract(status))
+    }
+
+    fn contract(status: StatusCode) -> Retryability {
+        match status {
+            StatusCode::TOO_MANY_REQUESTS => Retryability::Always,
+            StatusCode::INTERNAL_SERVER_ERROR | StatusCode::GATEWAY_TIMEOUT => {
+                Retryability::IfIdempotent
+            }
             _ => Retryability::Never,
         }
     }

@@ -90,6 +90,7 @@ where
     R: Body,
 {
     /// Makes the first attempt with `ready`, and keeps a clone of it for the others.
+    #[inline]
     pub(crate) fn new(ready: &mut S, policy: Arc<RetryPolicy<C>>, request: Request<B>) -> Self {
         let started = Instant::now();
         let mut call = Call::new(policy, &request, started);
