@@ -149,13 +149,14 @@ impl Text {
     }
 
     fn headers(&mut self, count: usize) -> Option<HeaderMap> {
-        let mut headers = HeaderMap::with_capacity(count);
+        // There is room for more headers of one name than for names.
+        let mut headers = HeaderMap::try_with_capacity(count).unwrap_or_default();
         for _ in 0..count {
             let (name, value, sensitive) = self.take()?;
             let name = HeaderName::from_bytes(&name).ok()?;
             let mut value = HeaderValue::from_maybe_shared(value).ok()?;
             value.set_sensitive(sensitive);
-            headers.append(name, value);
+            headers.try_append(name, value).ok()?;
         }
         Some(headers)
     }
@@ -205,6 +206,21 @@ mod tests {
                 "{method} {key:?} {mark:?}"
             );
         }
+    }
+
+    #[test]
+    fn as_many_headers_as_http_can_hold_are_rebuilt() {
+        let mut request = Request::new(());
+        let headers = request.headers_mut();
+        for number in 0..24_000 {
+            let name = HeaderName::try_from(format!("x-{number}")).unwrap();
+            headers.insert(name, HeaderValue::from(number));
+        }
+        for number in 0..10_000 {
+            headers.append("cookie", HeaderValue::from(number));
+        }
+        let rebuilt = Head::keep(&request).rebuild().unwrap();
+        assert_eq!(&rebuilt.headers, request.headers());
     }
 
     fn uris() -> impl Strategy<Value = Uri> {

@@ -60,7 +60,8 @@ impl IdempotencyKey {
             return;
         }
         if let Some(key) = (self.make)() {
-            request.headers_mut().insert(IDEMPOTENCY_KEY, key);
+            // A head that is full goes without, and is not repeated.
+            let _ = request.headers_mut().try_insert(IDEMPOTENCY_KEY, key);
         }
     }
 }

@@ -108,7 +108,8 @@ where
         let mut request = Request::from_parts(parts, self.upload.again());
         if let (Some(name), 1..) = (&self.policy.attempt_header, self.attempts) {
             let attempt = self.attempts.saturating_add(1);
-            request.headers_mut().insert(name, attempt.into());
+            // A head that is full goes without.
+            let _ = request.headers_mut().try_insert(name, attempt.into());
         }
         self.leave(&request);
         request
