@@ -239,6 +239,8 @@ fn the_end_of_a_failure_is_an_event_of_the_callers_span() {
         assert!(events.iter().map(|(name, _)| name).eq(names));
         let (_, fields) = events.last().unwrap();
         assert_eq!(fields["stop_reason"], stop.into());
+        let attempts_made = i64::try_from(answers.len()).unwrap();
+        assert_eq!(fields["attempts"], attempts_made.into());
         // Whether a failed attempt is the caller's failure too is for the caller to say.
         assert_eq!(caller.status, Status::Unset);
         assert!(attempts.iter().all(|attempt| attempt.events.is_empty()));
