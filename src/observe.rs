@@ -43,7 +43,7 @@ macro_rules! attempt_span {
             http.request.method = known($request.method()).unwrap_or("_OTHER"),
             http.request.resend_count = field::Empty,
             http.response.status_code = field::Empty,
-            server.address = $request.uri().host(),
+            server.address = address($request),
             server.port = port($request),
             "error.type" = field::Empty,
         )
@@ -56,7 +56,7 @@ macro_rules! giving_up {
             target: TARGET,
             $level,
             stop_reason = $stop.as_str(),
-            attempts = $outcome.attempts,
+            attempts = i64::from($outcome.attempts),
             waited = ?$outcome.waited,
             "giving up"
         )
@@ -183,6 +183,13 @@ fn known(method: &Method) -> Option<&'static str> {
         "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY",
     ];
     KNOWN.into_iter().find(|known| *known == method.as_str())
+}
+
+/// The host; an IPv6 address without the brackets that a URI needs.
+fn address<B>(request: &Request<B>) -> Option<&str> {
+    let host = request.uri().host()?;
+    let address = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+    Some(address.unwrap_or(host))
 }
 
 fn port<B>(request: &Request<B>) -> Option<i64> {
