@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use clients::{certificate, within};
-use http::{Request, Uri, Version};
+use clients::{Server, certificate, status, within};
+use http::{Method, Request, Uri, Version};
 use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -14,7 +14,7 @@ use hyper_util::{
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpListener;
 use tower::{Layer, ServiceBuilder, ServiceExt};
-use tower_http_retry::{OutcomeHandle, ReplayBody, RetryLayer};
+use tower_http_retry::{OutcomeHandle, ReplayBody, RetryLayer, StopReason};
 
 use crate::contract;
 
@@ -66,9 +66,34 @@ async fn a_handshake_that_breaks_off_is_tried_again_whatever_the_method() {
     within(hang_up).await.unwrap();
 }
 
+/// Nothing tells it from a handshake that breaks off: it is tried again, and the request is not sent.
+#[tokio::test]
+async fn a_server_that_is_not_trusted_gets_no_request() {
+    let server = Server::start([status(200)]);
+    let outcome = OutcomeHandle::new();
+    let mut request = server.request(Method::POST, "money");
+    *request.uri_mut() = server.tls_uri().parse().unwrap();
+    request.extensions_mut().insert(outcome.clone());
+    let client = client_that_trusts(RootCertStore::empty(), Version::HTTP_11);
+    let client = RetryLayer::new(clients::policy()).layer(client);
+    let error = within(client.oneshot(request)).await.unwrap_err();
+    assert!(error.is_connect());
+    let outcome = outcome.get().unwrap();
+    assert_eq!(outcome.attempts(), 4);
+    assert_eq!(outcome.stop_reason(), Some(StopReason::RetriesExhausted));
+    assert_eq!(server.requests(), 0);
+}
+
 fn client(version: Version) -> Client<HttpsConnector<HttpConnector>, ReplayBody<Full<Bytes>>> {
     let mut roots = RootCertStore::empty();
     roots.add(certificate()).unwrap();
+    client_that_trusts(roots, version)
+}
+
+fn client_that_trusts(
+    roots: RootCertStore,
+    version: Version,
+) -> Client<HttpsConnector<HttpConnector>, ReplayBody<Full<Bytes>>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
