@@ -175,6 +175,40 @@ async fn redirects_outside_repeat_nothing_and_inside_all() {
     assert_eq!(paths(&server), ["/", "/there", "/", "/there"]);
 }
 
+/// Inside, all that follows counts as the call, which was a POST; outside, what follows is a GET.
+#[tokio::test]
+async fn a_failure_behind_a_redirect_is_judged_by_the_method_that_the_layer_saw() {
+    let script = || {
+        let head = Response::builder().status(303);
+        let see_other = respond(head.header("location", "/receipt"), "");
+        [see_other, status(504), status(200)]
+    };
+    let asked = |server: &Server| server.each(|seen| seen.head.method.clone());
+
+    let server = Server::start(script());
+    let stack = ServiceBuilder::new()
+        .layer(RetryLayer::new(policy()))
+        .layer(FollowRedirectLayer::new())
+        .service(client());
+    let response = within(stack.oneshot(server.request(Method::POST, "money"))).await;
+    let response = response.unwrap();
+    assert_eq!(response.status(), 504);
+    let outcome = RetryOutcome::of(&response);
+    assert_eq!(outcome.stop_reason(), Some(StopReason::NotIdempotent));
+    assert_eq!(asked(&server), [Method::POST, Method::GET]);
+
+    let server = Server::start(script());
+    let stack = ServiceBuilder::new()
+        .layer(FollowRedirectLayer::new())
+        .layer(RetryLayer::new(policy()))
+        .service(client());
+    let response = within(stack.oneshot(server.request(Method::POST, "money"))).await;
+    let response = response.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+    assert_eq!(asked(&server), [Method::POST, Method::GET, Method::GET]);
+}
+
 /// A redirect that keeps the method needs the body again. Outside of the layer a policy can clone it;
 /// inside nobody can, and the redirect is the answer.
 #[tokio::test]
