@@ -10,17 +10,21 @@ use kube::{
     Api, Client, Config,
     api::{Patch, PatchParams, PostParams},
     client::{Body, ClientBuilder, ConfigExt},
+    config::{ExecConfig, ExecInteractiveMode},
 };
 use tower::{BoxError, ServiceBuilder, buffer::BufferLayer, filter::AsyncFilterLayer};
 use tower_http_retry::{OutcomeHandle, ReplayBody, RetryLayer, RetryOutcome, RetryPolicy};
 
-/// From the connection upwards: the layer sees hyper-util's client.
+/// From the connection upwards: the layer sees hyper-util's client below the authorization.
 fn own_stack(server: &Server, policy: RetryPolicy) -> Client {
-    let config = config(server);
+    own_stack_of(config(server), policy)
+}
+
+fn own_stack_of(config: Config, policy: RetryPolicy) -> Client {
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer().unwrap())
         .layer(RetryLayer::new(policy))
+        .option_layer(config.auth_layer().unwrap())
         .map_err(BoxError::from)
         .service(legacy::Client::builder(TokioExecutor::new()).build_http());
     Client::new(service, config.default_namespace)
@@ -97,6 +101,33 @@ async fn a_lost_answer_is_asked_for_again_only_if_idempotent() {
         assert!(result.is_err());
         assert_eq!(server.requests(), 3);
     }
+}
+
+/// The command of the configuration is asked for a token whenever the last one is about to expire, and
+/// these expire at once.
+#[tokio::test]
+async fn an_attempt_does_not_go_out_with_a_token_that_has_expired() {
+    const COMMAND: &str = r#"printf '{
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": { "token": "%s", "expirationTimestamp": "2000-01-01T00:00:00Z" }
+    }' "$(date +%s%N)""#;
+    let server = Server::start([status(429), config_map()]);
+    let mut config = config(&server);
+    config.auth_info.exec = Some(ExecConfig {
+        command: Some("sh".to_owned()),
+        args: Some(vec!["-c".to_owned(), COMMAND.to_owned()]),
+        interactive_mode: Some(ExecInteractiveMode::Never),
+        ..ExecConfig::default()
+    });
+    let maps = Api::<ConfigMap>::default_namespaced(own_stack_of(config, policy()));
+    within(maps.get("limits")).await.unwrap();
+    let tokens = server.each(|seen| seen.head.headers["authorization"].clone());
+    let [first, second] = &tokens[..] else {
+        panic!("{tokens:?}")
+    };
+    assert!(first.to_str().unwrap().starts_with("Bearer "));
+    assert_ne!(first, second);
 }
 
 /// Where kube hands out the `http::Response`, it has the outcome; otherwise a handle in the request.
