@@ -55,8 +55,8 @@ impl IdempotencyKey {
     /// Gives a key to a request that needs one and has none.
     pub(crate) fn add_to<B>(&self, request: &mut Request<B>) {
         let method = request.method();
-        let repeatable = method.is_idempotent() || method == Method::CONNECT;
-        if repeatable || request.headers().contains_key(IDEMPOTENCY_KEY) {
+        let needs_none = method.is_idempotent() || method == Method::CONNECT;
+        if needs_none || request.headers().contains_key(IDEMPOTENCY_KEY) {
             return;
         }
         if let Some(key) = (self.make)() {
