@@ -18,6 +18,8 @@
 
 #[path = "support/by_hand.rs"]
 mod by_hand;
+#[path = "support/get.rs"]
+mod get;
 
 use std::{
     convert::Infallible,
@@ -41,7 +43,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tower::{BoxError, Layer, Service, ServiceExt, retry::Retry};
 use tower_http_retry::{RetryLayer, RetryPolicy};
 
-use self::by_hand::ByHand;
+use self::{by_hand::ByHand, get::get};
 
 const IN_FLIGHT: [usize; 2] = [1, 64];
 const ROUNDS: usize = 21;
@@ -200,7 +202,7 @@ where
 {
     let mut latencies = Vec::with_capacity(requests);
     for _ in 0..requests {
-        let request = request(&uri)?;
+        let request = get(&uri)?;
         let start = Instant::now();
         let service = service.ready().await.map_err(Into::into)?;
         let response = service.call(request).await.map_err(Into::into)?;
@@ -209,18 +211,6 @@ where
         latencies.push(start.elapsed());
     }
     Ok(latencies)
-}
-
-fn request(uri: &Uri) -> http::Result<Request<Empty<Bytes>>> {
-    let request = Request::get(uri)
-        .header("accept", "application/json")
-        .header(
-            "authorization",
-            "Bearer eyJhbGciOiJIUzI1NiJ9.e30.ZRrHA1JJJW8opsbCGfG",
-        )
-        .header("user-agent", "bench/1.0")
-        .header("x-request-id", "0af7651916cd43dd8448eb211c80319c");
-    request.body(Empty::new())
 }
 
 fn client<B>(proto: &str) -> Client<HttpConnector, B>

@@ -16,6 +16,8 @@
 
 #[path = "support/by_hand.rs"]
 mod by_hand;
+#[path = "support/get.rs"]
+mod get;
 
 use std::{
     alloc::System,
@@ -44,7 +46,7 @@ use tower::{
 };
 use tower_http_retry::{RetryLayer, RetryPolicy};
 
-use self::by_hand::ByHand;
+use self::{by_hand::ByHand, get::get};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -141,15 +143,8 @@ fn on_the_heap() -> usize {
 }
 
 fn request() -> Request<Empty<Bytes>> {
-    let request = Request::get("https://api.example/accounts/acc_1/transactions?limit=10")
-        .header("accept", "application/json")
-        .header(
-            "authorization",
-            "Bearer eyJhbGciOiJIUzI1NiJ9.e30.ZRrHA1JJJW8opsbCGfG",
-        )
-        .header("user-agent", "bench/1.0")
-        .header("x-request-id", "0af7651916cd43dd8448eb211c80319c");
-    request.body(Empty::new()).unwrap_or_default()
+    let uri = "https://api.example/accounts/acc_1/transactions?limit=10";
+    get(uri).unwrap_or_default()
 }
 
 /// The same wait before each retry.

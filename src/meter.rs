@@ -132,9 +132,9 @@ impl Meter {
 
     /// What is left of the budget, after it may have changed.
     #[inline]
-    pub(crate) fn budget(&self, budget: Option<&RetryBudget>) {
+    pub(crate) fn budget(&self, budget: &RetryBudget) {
         #[cfg(feature = "metrics")]
-        if let Some(tokens) = budget.and_then(RetryBudget::tokens) {
+        if let Some(tokens) = budget.tokens() {
             metrics::gauge!(names::BUDGET, "client" => self.name.clone()).set(tokens);
         }
     }

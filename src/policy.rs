@@ -62,7 +62,7 @@ pub struct RetryPolicy<C = ApiErrorsAsFailures> {
     pub(crate) classifier: C,
     backoff: Arc<dyn DynBackoff>,
     max_retries: u32,
-    pub(crate) max_elapsed: Duration,
+    max_elapsed: Duration,
     pub(crate) replay_limit: usize,
     pub(crate) inspect_limit: usize,
     pub(crate) drain_limit: usize,
@@ -355,6 +355,11 @@ impl<C> RetryPolicy<C> {
         }
     }
 
+    /// How long after the call the last attempt of a request may start.
+    pub(crate) fn deadline(&self, options: RequestOptions) -> Duration {
+        options.max_elapsed.unwrap_or(self.max_elapsed)
+    }
+
     /// The delays of one request.
     pub(crate) fn delays(&self) -> Delays {
         self.backoff.boxed_delays()
@@ -374,11 +379,7 @@ impl<C> RetryPolicy<C> {
         if failure.retryability == Retryability::Never {
             return Decision::Stop(StopReason::NotRetryable);
         }
-        let RequestOptions {
-            max_retries,
-            max_elapsed,
-            ..
-        } = failure.options;
+        let max_retries = failure.options.max_retries;
         if failure.retries >= max_retries.unwrap_or(self.max_retries) {
             return Decision::Stop(StopReason::RetriesExhausted);
         }
@@ -395,7 +396,7 @@ impl<C> RetryPolicy<C> {
         let wait = failure.hint.unwrap_or_default().checked_add(delay);
         let start = wait.and_then(|wait| failure.elapsed.checked_add(wait));
         let wait = match (wait, start) {
-            (Some(wait), Some(start)) if start <= max_elapsed.unwrap_or(self.max_elapsed) => wait,
+            (Some(wait), Some(start)) if start <= self.deadline(failure.options) => wait,
             _ => return Decision::Stop(StopReason::DeadlineExceeded),
         };
         let event = RetryEvent {

@@ -18,14 +18,10 @@ pub(crate) fn kind<E: 'static>(error: &E) -> ApiFailureKind {
 /// That is how servers renew busy HTTP/2 connections, and no sign of an outage (RFC 9113 §6.8).
 #[cfg(feature = "hyper")]
 pub(crate) fn was_handed_back<E: 'static>(error: &E) -> bool {
-    let mut next = as_error(error);
-    while let Some(error) = next {
-        if hyper_stack::is_graceful_goaway(error) {
-            return kind_of_chain(error) == ApiFailureKind::Connect;
-        }
-        next = error.source();
-    }
-    false
+    as_error(error).is_some_and(|error| {
+        let renewed = chain(error).any(hyper_stack::is_graceful_goaway);
+        renewed && kind_of_chain(error) == ApiFailureKind::Connect
+    })
 }
 
 #[cfg(not(feature = "hyper"))]
@@ -56,18 +52,19 @@ fn as_error<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
 }
 
 pub(crate) fn kind_of_chain(error: &(dyn Error + 'static)) -> ApiFailureKind {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(kind) = kind_of_link(error) {
-            return kind;
-        }
-        next = match error.downcast_ref::<io::Error>() {
+    let mut kinds = chain(error).filter_map(kind_of_link);
+    kinds.next().unwrap_or(ApiFailureKind::Other)
+}
+
+/// An error and what caused it, from the outside to the inside.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        match error.downcast_ref::<io::Error>() {
             // `source` of an `io::Error` skips the error that it wraps.
             Some(io) => io.get_ref().map(|inner| inner as _),
             None => error.source(),
-        };
-    }
-    ApiFailureKind::Other
+        }
+    })
 }
 
 /// What one error of the chain says by itself; `None` asks its source.

@@ -71,8 +71,8 @@ where
     pub(super) fn new(policy: Arc<RetryPolicy<C>>, request: &Request<B>, started: Instant) -> Self {
         let head = Head::keep(request);
         let ticket = policy.gate.as_ref().map(|gate| {
-            let max_elapsed = head.options().max_elapsed.unwrap_or(policy.max_elapsed);
-            Box::new(Ticket::new(gate, started.checked_add(max_elapsed)))
+            let latest = started.checked_add(policy.deadline(head.options()));
+            Box::new(Ticket::new(gate, latest))
         });
         policy.meter.request();
         Self {
@@ -220,7 +220,7 @@ where
         );
         if let (Some(budget), false) = (self.policy.spending(), to_be_retried) {
             budget.deposit(self.later.as_ref().is_some_and(|later| later.paid));
-            self.policy.meter.budget(Some(budget));
+            self.policy.meter.budget(budget);
         }
         failed
     }
@@ -362,7 +362,7 @@ where
             || match policy.spending() {
                 Some(budget) => {
                     *withdrawal = budget.withdraw();
-                    policy.meter.budget(Some(budget));
+                    policy.meter.budget(budget);
                     withdrawal.is_some()
                 }
                 None => true,
@@ -378,10 +378,8 @@ where
     /// How long a failed response may be read: not past the deadline, either.
     pub(super) fn reading_time(&self, since: Instant) -> Duration {
         let elapsed = since.saturating_duration_since(self.started);
-        let max_elapsed = self.head.options().max_elapsed;
-        let left = max_elapsed
-            .unwrap_or(self.policy.max_elapsed)
-            .saturating_sub(elapsed);
+        let deadline = self.policy.deadline(self.head.options());
+        let left = deadline.saturating_sub(elapsed);
         self.policy.inspect_timeout.min(left)
     }
 
