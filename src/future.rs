@@ -1,7 +1,6 @@
 //! The loop: attempt, classify, decide, read what failed, wait, get ready, send again.
 
 mod call;
-
 mod failed;
 
 use std::{
@@ -26,8 +25,11 @@ use self::{
     failed::{FailedResponse, Read},
 };
 use crate::{
-    body::{ReplayBody, ResponseBody},
-    classify::RetryableFailure,
+    body::{ReplayBody, ResponseBody, Upload},
+    classify::{Retryability, RetryableFailure},
+    gate::Ticket,
+    head::Head,
+    observe::Observer,
     policy::RetryPolicy,
 };
 
@@ -91,26 +93,74 @@ where
 {
     /// Makes the first attempt with `ready`, and keeps a clone of it for the others.
     #[inline]
-    pub(crate) fn new(ready: &mut S, policy: Arc<RetryPolicy<C>>, request: Request<B>) -> Self {
+    pub(crate) fn new(ready: &mut S, policy: Arc<RetryPolicy<C>>, mut request: Request<B>) -> Self {
+        if let Some(key) = &policy.idempotency_key {
+            key.add_to(&mut request);
+        }
         let started = Instant::now();
-        let mut call = Call::new(policy, &request, started);
-        let state = if call.may_leave(started) {
-            call.leave(&request);
-            let request = request.map(|body| call.share(body));
-            let _entered = call.observer.enter();
-            let attempt = ready.call(request);
-            State::Attempting { attempt }
+        let mut ticket = call::ticket(&policy, &request, started);
+        if ticket.as_mut().is_some_and(|it| !it.leave_at_once(started)) {
+            return Self::waiting(ready, policy, ticket, request, started);
+        }
+        // Each part has a place of its own until the last of them is there: what is put together before
+        // is moved once more.
+        let head = Head::keep(&request);
+        policy.meter.request();
+        policy.meter.attempt();
+        let observer = Observer::of_first_attempt(&request);
+        let classifier = Some(policy.classifier.make_classifier(&request));
+        let mut upload = Upload::none();
+        let mut empty = None;
+        let request = if request.body().is_end_stream() {
+            request.map(|body| {
+                // Dropped only when the head has moved: two moves with nothing between them are one.
+                empty = Some(body);
+                ReplayBody::default()
+            })
         } else {
-            // What is ready is not kept from others while this one waits.
-            *ready = ready.clone();
-            call.hold_back(request);
-            State::Queueing { turn: None }
+            request.map(|body| {
+                let (kept, body) = Upload::share(body, policy.bytes_kept(head.options()));
+                upload = kept;
+                body
+            })
+        };
+        let attempt = {
+            let _entered = observer.enter();
+            ready.call(request)
         };
         Self {
-            state,
+            state: State::Attempting { attempt },
             // A clone made after the call can have nothing of the readiness that was used up.
             service: ready.clone(),
-            call,
+            call: Call {
+                policy,
+                observer,
+                head,
+                upload,
+                classifier,
+                ticket,
+                started,
+                attempts: 1,
+                later: None,
+            },
+        }
+    }
+
+    /// Waits for its turn at the gate.
+    #[cold]
+    fn waiting(
+        ready: &mut S,
+        policy: Arc<RetryPolicy<C>>,
+        ticket: Option<Box<Ticket>>,
+        request: Request<B>,
+        started: Instant,
+    ) -> Self {
+        // What is ready is not kept from others while this one waits.
+        *ready = ready.clone();
+        Self {
+            state: State::Queueing { turn: None },
+            service: ready.clone(),
+            call: Call::waiting(policy, ticket, request, started),
         }
     }
 }
@@ -127,93 +177,145 @@ where
 {
     type Output = Result<Response<ResponseBody<R>>, S::Error>;
 
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            let mut this = self.as_mut().project();
+            let end = if let StateProj::Attempting { attempt } = this.state.as_mut().project() {
+                let result = {
+                    let _entered = this.call.observer.enter();
+                    ready!(attempt.poll(cx))
+                };
+                // What the attempt held, a permit perhaps, is let go first.
+                this.state.set(State::Done);
+                match result {
+                    Ok(mut response) => match this.call.judge(&response) {
+                        None => {
+                            this.call.succeed(&mut response);
+                            return Poll::Ready(Ok(response.map(ResponseBody::unread)));
+                        }
+                        Some(retryability) => self.as_mut().refused(response, retryability),
+                    },
+                    Err(error) => self.as_mut().broke(error),
+                }
+            } else {
+                ready!(self.as_mut().poll_between(cx))
+            };
+            if let Some(result) = end {
+                return Poll::Ready(result);
+            }
+        }
+    }
+}
+
+/// What most calls never come to.
+impl<S, C, B, R> ResponseFuture<S, C, B, R>
+where
+    S: Service<Request<ReplayBody<B>>, Response = Response<R>> + Clone,
+    S::Error: fmt::Display + 'static,
+    C: MakeClassifier,
+    C::FailureClass: RetryableFailure,
+    B: Body,
+    B::Error: Into<BoxError>,
+    R: Body,
+{
+    #[cold]
+    fn refused(
+        mut self: Pin<&mut Self>,
+        response: Response<R>,
+        retryability: Retryability,
+    ) -> Option<<Self as Future>::Output> {
+        let next = self.as_mut().project().call.fail(response, retryability);
+        self.go_to(next)
+    }
+
+    #[cold]
+    fn broke(mut self: Pin<&mut Self>, error: S::Error) -> Option<<Self as Future>::Output> {
+        let next = self.as_mut().project().call.broke(error);
+        self.go_to(next)
+    }
+
+    /// The way to the next attempt; or to the end.
+    #[cold]
     #[expect(
         clippy::panic,
         reason = "as every future that is polled after completion"
     )]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+    fn poll_between(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<<Self as Future>::Output>> {
+        let mut this = self.as_mut().project();
+        let next = match this.state.as_mut().project() {
+            StateProj::Reading { failed, timeout } => {
+                let read = match failed {
+                    Some(failed) => ready!(failed.poll_read(cx, timeout, &this.call.policy)),
+                    None => Read::Dropped,
+                };
+                match (read, failed.take()) {
+                    (Read::InvalidToken, Some(failed)) => this.call.invalid_token(*failed),
+                    (_, Some(failed)) => {
+                        let (failure, wait, since) = (failed.failure, failed.wait, failed.since);
+                        drop(failed);
+                        this.call.wait(failure, wait, since)
+                    }
+                    (_, None) => this.call.line_up(),
+                }
+            }
+            StateProj::Waiting { sleep, since } => {
+                ready!(sleep.poll(cx));
+                this.call.waited(*since);
+                this.call.line_up()
+            }
+            StateProj::Queueing { turn } => match this.call.poll_turn(cx, turn) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) => Next::Ready,
+                Poll::Ready(Err(come_back)) => this.call.end_at_the_gate(come_back),
+            },
+            StateProj::Readying => match ready!(this.service.poll_ready(cx)) {
+                Ok(()) if this.call.is_still_free_to_leave() => {
+                    let request = this.call.next_request();
+                    let _entered = this.call.observer.enter();
+                    Next::Attempt(this.service.call(request))
+                }
+                Ok(()) => {
+                    // The gate closed meanwhile; nothing ready is held while waiting.
+                    *this.service = this.service.clone();
+                    Next::Queue
+                }
+                Err(error) => this.call.never_ready(error),
+            },
+            StateProj::Attempting { .. } | StateProj::Done => {
+                panic!("ResponseFuture polled after completion")
+            }
+        };
+        Poll::Ready(self.go_to(next))
+    }
+
+    fn go_to(
+        self: Pin<&mut Self>,
+        next: Next<S::Future, R, S::Error>,
+    ) -> Option<<Self as Future>::Output> {
         let mut this = self.project();
-        loop {
-            let next = match this.state.as_mut().project() {
-                StateProj::Attempting { attempt } => {
-                    let result = {
-                        let _entered = this.call.observer.enter();
-                        ready!(attempt.poll(cx))
-                    };
-                    // What the attempt held, a permit perhaps, is let go first.
-                    this.state.set(State::Done);
-                    match result {
-                        Ok(mut response) => match this.call.judge(&response) {
-                            None => {
-                                this.call.succeed(&mut response);
-                                return Poll::Ready(Ok(response.map(ResponseBody::unread)));
-                            }
-                            Some(retryability) => this.call.fail(response, retryability),
-                        },
-                        Err(error) => this.call.broke(error),
-                    }
-                }
-                StateProj::Reading { failed, timeout } => {
-                    let read = match failed {
-                        Some(failed) => ready!(failed.poll_read(cx, timeout, &this.call.policy)),
-                        None => Read::Dropped,
-                    };
-                    match (read, failed.take()) {
-                        (Read::InvalidToken, Some(failed)) => this.call.invalid_token(*failed),
-                        (_, Some(failed)) => {
-                            let (failure, wait, since) =
-                                (failed.failure, failed.wait, failed.since);
-                            drop(failed);
-                            this.call.wait(failure, wait, since)
-                        }
-                        (_, None) => this.call.line_up(),
-                    }
-                }
-                StateProj::Waiting { sleep, since } => {
-                    ready!(sleep.poll(cx));
-                    this.call.waited(*since);
-                    this.call.line_up()
-                }
-                StateProj::Queueing { turn } => match this.call.poll_turn(cx, turn) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Ok(())) => Next::Ready,
-                    Poll::Ready(Err(come_back)) => this.call.end_at_the_gate(come_back),
-                },
-                StateProj::Readying => match ready!(this.service.poll_ready(cx)) {
-                    Ok(()) if this.call.is_still_free_to_leave() => {
-                        let request = this.call.next_request();
-                        let _entered = this.call.observer.enter();
-                        Next::Attempt(this.service.call(request))
-                    }
-                    Ok(()) => {
-                        // The gate closed meanwhile; nothing ready is held while waiting.
-                        *this.service = this.service.clone();
-                        Next::Queue
-                    }
-                    Err(error) => this.call.never_ready(error),
-                },
-                StateProj::Done => panic!("ResponseFuture polled after completion"),
-            };
-            this.state.set(match next {
-                Next::Attempt(attempt) => State::Attempting { attempt },
-                Next::Read(failed) => State::Reading {
-                    timeout: sleep_from(failed.since, this.call.reading_time(failed.since)),
-                    failed: Some(failed),
-                },
-                Next::Wait(wait, since) => State::Waiting {
-                    // Also where there is nothing to wait for: a timer takes part in tokio's
-                    // cooperative scheduling, so that no schedule of zeros can occupy a thread.
-                    sleep: sleep_from(since, wait),
-                    since,
-                },
-                Next::Queue => State::Queueing { turn: None },
-                Next::Ready => State::Readying,
-                Next::End(result) => {
-                    this.state.set(State::Done);
-                    return Poll::Ready(result);
-                }
-            });
-        }
+        this.state.set(match next {
+            Next::Attempt(attempt) => State::Attempting { attempt },
+            Next::Read(failed) => State::Reading {
+                timeout: sleep_from(failed.since, this.call.reading_time(failed.since)),
+                failed: Some(failed),
+            },
+            Next::Wait(wait, since) => State::Waiting {
+                // Also where there is nothing to wait for: a timer takes part in tokio's
+                // cooperative scheduling, so that no schedule of zeros can occupy a thread.
+                sleep: sleep_from(since, wait),
+                since,
+            },
+            Next::Queue => State::Queueing { turn: None },
+            Next::Ready => State::Readying,
+            Next::End(result) => {
+                this.state.set(State::Done);
+                return Some(result);
+            }
+        });
+        None
     }
 }
 

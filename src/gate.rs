@@ -141,6 +141,13 @@ impl Ticket {
         turn
     }
 
+    /// The request leaves, where it is let out at once; otherwise it does not wait in line yet.
+    pub(crate) fn leave_at_once(&mut self, now: Instant) -> bool {
+        let may_leave = matches!(self.ask(now, None), Turn::Now(_));
+        self.leave();
+        may_leave
+    }
+
     /// Whether the turn is still good when the request is about to leave, or another is to be had at
     /// once.
     pub(crate) fn confirm(&mut self, now: Instant) -> bool {

@@ -66,7 +66,7 @@ impl Head {
     /// What the caller says of the request.
     #[inline]
     pub(crate) fn options(&self) -> RequestOptions {
-        self.extensions.get().copied().unwrap_or_default()
+        RequestOptions::of(&self.extensions)
     }
 
     fn has_idempotency_key(&self) -> bool {

@@ -30,6 +30,22 @@ struct Spans {
     attempt: Span,
 }
 
+impl Spans {
+    fn answered(&mut self, status: StatusCode, failed: bool) {
+        self.attempt
+            .record("http.response.status_code", i64::from(status.as_u16()));
+        self.end_attempt(failed.then_some(status.as_str()));
+    }
+
+    fn end_attempt(&mut self, error: Option<&str>) {
+        if let Some(error) = error {
+            self.attempt.record("error.type", error);
+            self.attempt.record("otel.status_code", "ERROR");
+        }
+        self.attempt = Span::none();
+    }
+}
+
 macro_rules! attempt_span {
     ($request:expr, $($parent:tt)*) => {
         tracing::span!(
@@ -64,20 +80,25 @@ macro_rules! giving_up {
 }
 
 impl Observer {
-    #[inline]
-    pub(crate) fn new() -> Self {
-        Self { spans: None }
+    /// The first attempt begins.
+    pub(crate) fn of_first_attempt<B>(request: &Request<B>) -> Self {
+        let attempt = attempt_span!(request,);
+        let spans = (!attempt.is_disabled()).then(|| {
+            let caller = Span::current();
+            Box::new(Spans { caller, attempt })
+        });
+        Self { spans }
     }
 
     /// The first attempt has to wait: its span will be a child of the present one.
-    pub(crate) fn wait_for_first_attempt(&mut self) {
+    pub(crate) fn waiting() -> Self {
         let caller = Span::current();
         let attempt = Span::none();
-        self.spans = Some(Box::new(Spans { caller, attempt }));
+        let spans = Some(Box::new(Spans { caller, attempt }));
+        Self { spans }
     }
 
-    /// An attempt begins, after so many others.
-    #[inline]
+    /// An attempt that waited begins, after so many others.
     pub(crate) fn attempt<B>(&mut self, request: &Request<B>, resend_count: u32) {
         if let Some(spans) = &mut self.spans {
             spans.attempt = attempt_span!(request, parent: &spans.caller,);
@@ -85,12 +106,6 @@ impl Observer {
                 spans
                     .attempt
                     .record("http.request.resend_count", i64::from(resend_count));
-            }
-        } else if resend_count == 0 {
-            let attempt = attempt_span!(request,);
-            if !attempt.is_disabled() {
-                let caller = Span::current();
-                self.spans = Some(Box::new(Spans { caller, attempt }));
             }
         }
     }
@@ -104,30 +119,15 @@ impl Observer {
     /// The attempt has ended with a response.
     #[inline]
     pub(crate) fn answered(&mut self, status: StatusCode, failed: bool) {
-        self.end_attempt(|span| {
-            span.record("http.response.status_code", i64::from(status.as_u16()));
-            if failed {
-                span.record("error.type", status.as_str());
-            }
-            failed
-        });
+        if let Some(spans) = &mut self.spans {
+            spans.answered(status, failed);
+        }
     }
 
     /// The attempt has ended with an inner error.
     pub(crate) fn broke(&mut self, kind: ApiFailureKind) {
-        self.end_attempt(|span| {
-            span.record("error.type", kind.as_str());
-            true
-        });
-    }
-
-    #[inline]
-    fn end_attempt(&mut self, record: impl FnOnce(&Span) -> bool) {
         if let Some(spans) = &mut self.spans {
-            if record(&spans.attempt) {
-                spans.attempt.record("otel.status_code", "ERROR");
-            }
-            spans.attempt = Span::none();
+            spans.end_attempt(Some(kind.as_str()));
         }
     }
 

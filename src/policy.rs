@@ -360,6 +360,14 @@ impl<C> RetryPolicy<C> {
         options.max_elapsed.unwrap_or(self.max_elapsed)
     }
 
+    /// How much of a request body is kept: nothing where it is not sent again.
+    pub(crate) fn bytes_kept(&self, options: RequestOptions) -> usize {
+        match options.max_retries {
+            Some(0) => 0,
+            _ => self.replay_limit,
+        }
+    }
+
     /// The delays of one request.
     pub(crate) fn delays(&self) -> Delays {
         self.backoff.boxed_delays()

@@ -92,10 +92,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        if let Some(key) = &self.policy.idempotency_key {
-            key.add_to(&mut request);
-        }
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         ResponseFuture::new(&mut self.inner, self.policy.clone(), request)
     }
 }

@@ -47,10 +47,16 @@ use super::frames::Frames;
 /// # }
 /// ```
 pub struct ReplayBody<B> {
-    /// `None` for an empty body.
-    source: Option<Arc<Mutex<Shared<B>>>>,
+    /// `None` where nothing is left to be sent.
+    source: Option<Arc<Source<B>>>,
+    /// [`UNREAD`] in the first attempt, until somebody reads from it. (A flag for that would share a word
+    /// with the turn, and a word that was stored in parts is slow to move.)
     turn: u32,
 }
+
+/// The body is still as the caller made it: its source need not be asked.
+const UNREAD: u32 = 0;
+const FIRST_TURN: u32 = 1;
 
 /// The error that a request body ends with when another attempt has taken its place.
 ///
@@ -80,7 +86,7 @@ impl<B> Default for ReplayBody<B> {
     fn default() -> Self {
         Self {
             source: None,
-            turn: 0,
+            turn: FIRST_TURN,
         }
     }
 }
@@ -88,7 +94,7 @@ impl<B> Default for ReplayBody<B> {
 impl<B> fmt::Debug for ReplayBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReplayBody")
-            .field("empty", &self.source.is_none())
+            .field("ended", &self.source.is_none())
             .finish_non_exhaustive()
     }
 }
@@ -102,48 +108,41 @@ where
     type Error = BoxError;
 
     fn poll_frame(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.turn == UNREAD {
+            self.turn = FIRST_TURN;
+        }
         let Some(source) = &self.source else {
             return Poll::Ready(None);
         };
         let mut shared = lock(source);
-        if shared.turn != self.turn {
-            return Poll::Ready(Some(Err(Superseded.into())));
+        let polled = shared.poll_frame(self.turn, cx);
+        // While it waits it keeps its place, from which it is woken.
+        let ended = polled.is_ready() && shared.has_sent_all(self.turn);
+        drop(shared);
+        if ended {
+            self.source = None;
         }
-        if shared.failed {
-            return Poll::Ready(Some(Err("the request body has failed".into())));
-        }
-        if let Some(data) = shared.replay() {
-            return Poll::Ready(Some(Ok(Frame::data(data))));
-        }
-        if shared.trailers_sent {
-            return Poll::Ready(None);
-        }
-        if let Some(trailers) = shared.trailers.clone() {
-            shared.trailers_sent = true;
-            return Poll::Ready(Some(Ok(Frame::trailers(*trailers))));
-        }
-        shared.poll_source(cx)
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        let Some(source) = &self.source else {
-            return true;
-        };
-        let shared = lock(source);
-        shared.turn == self.turn
-            && !shared.failed
-            && shared.sent == shared.pulled
-            && (shared.trailers_sent || shared.trailers.is_none())
-            && shared.body.as_ref().is_none_or(|body| body.is_end_stream())
+        match &self.source {
+            None => true,
+            Some(_) if self.turn == UNREAD => false,
+            Some(source) => lock(source).has_sent_all(self.turn),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
         let Some(source) = &self.source else {
             return SizeHint::with_exact(0);
         };
+        if self.turn == UNREAD {
+            return source.hint;
+        }
         let shared = lock(source);
         if shared.turn != self.turn || shared.failed {
             return SizeHint::default();
@@ -158,7 +157,9 @@ where
                     hint.set_upper(upper);
                 }
             }
-            None if shared.trailers.is_some() && !shared.length_known => hint.set_lower(kept),
+            None if shared.trailers.is_some() && source.hint.exact().is_none() => {
+                hint.set_lower(kept)
+            }
             None => hint.set_exact(kept),
         }
         hint
@@ -169,7 +170,7 @@ where
 ///
 /// Dropped before it was released, it ends an upload that is still under way.
 pub(crate) struct Upload<B> {
-    source: Option<Arc<Mutex<Shared<B>>>>,
+    source: Option<Arc<Source<B>>>,
 }
 
 impl<B: Body> Upload<B> {
@@ -179,18 +180,12 @@ impl<B: Body> Upload<B> {
     }
 
     /// Shares `body`, of which up to `limit` bytes are kept, with the first attempt.
-    #[inline]
-    pub(crate) fn share(&mut self, body: B, limit: usize) -> ReplayBody<B> {
+    pub(crate) fn share(body: B, limit: usize) -> (Self, ReplayBody<B>) {
         if body.is_end_stream() {
-            return ReplayBody::default();
+            return (Self::none(), ReplayBody::default());
         }
-        self.share_some(body, limit)
-    }
-
-    fn share_some(&mut self, body: B, limit: usize) -> ReplayBody<B> {
         let hint = body.size_hint();
-        let source = Arc::new(Mutex::new(Shared {
-            length_known: hint.exact().is_some(),
+        let shared = Mutex::new(Shared {
             // What is known to be too large is not kept at all.
             limit: match usize::try_from(hint.lower()) {
                 Ok(lower) if lower <= limit => limit,
@@ -202,18 +197,22 @@ impl<B: Body> Upload<B> {
             trailers: None,
             pulled: 0,
             incomplete: false,
-            turn: 0,
+            turn: FIRST_TURN,
             next: 0,
             sent: 0,
             trailers_sent: false,
             paused: false,
             waker: None,
-        }));
-        self.source = Some(source.clone());
-        ReplayBody {
+        });
+        let source = Arc::new(Source { hint, shared });
+        let upload = Self {
+            source: Some(source.clone()),
+        };
+        let first = ReplayBody {
             source: Some(source),
-            turn: 0,
-        }
+            turn: UNREAD,
+        };
+        (upload, first)
     }
 }
 
@@ -233,10 +232,16 @@ impl<B> Upload<B> {
     /// Lets the attempt under way go on, as the last one: nothing is kept from now on.
     #[inline]
     pub(crate) fn release(&mut self) {
-        let Some(source) = self.source.take() else {
-            return;
-        };
-        let mut shared = lock(&source);
+        match self.source.take() {
+            // No attempt has it any longer.
+            Some(source) if Arc::strong_count(&source) == 1 => {}
+            Some(source) => Self::release_source(&source),
+            None => {}
+        }
+    }
+
+    fn release_source(source: &Source<B>) {
+        let mut shared = lock(source);
         shared.paused = false;
         shared.incomplete = true;
         shared.kept.forget_crumbs();
@@ -264,7 +269,7 @@ impl<B> Upload<B> {
     pub(crate) fn again(&self) -> ReplayBody<B> {
         ReplayBody {
             source: self.source.clone(),
-            turn: self.source.as_ref().map_or(0, |it| lock(it).turn),
+            turn: self.source.as_ref().map_or(FIRST_TURN, |it| lock(it).turn),
         }
     }
 
@@ -275,12 +280,21 @@ impl<B> Upload<B> {
 }
 
 impl<B> Drop for Upload<B> {
+    #[inline]
     fn drop(&mut self) {
-        self.supersede();
+        if self.source.is_some() {
+            self.supersede();
+        }
     }
 }
 
 /// What the attempts of one request share.
+struct Source<B> {
+    /// Of the caller's body, before anybody read from it.
+    hint: SizeHint,
+    shared: Mutex<Shared<B>>,
+}
+
 struct Shared<B> {
     /// The caller's body; `None` once it has ended or failed.
     body: Option<Pin<Box<B>>>,
@@ -293,7 +307,6 @@ struct Shared<B> {
     /// How many bytes have come from the source.
     pulled: u64,
     limit: usize,
-    length_known: bool,
     /// Something that came from the source is not kept, or no longer.
     incomplete: bool,
     /// The attempt that may read.
@@ -344,11 +357,46 @@ impl<B> Shared<B> {
     }
 }
 
+impl<B: Body> Shared<B> {
+    /// Whether the attempt of that turn has sent all that there is.
+    fn has_sent_all(&self, turn: u32) -> bool {
+        self.turn == turn
+            && !self.failed
+            && self.sent == self.pulled
+            && (self.trailers_sent || self.trailers.is_none())
+            && self.body.as_ref().is_none_or(|body| body.is_end_stream())
+    }
+}
+
 impl<B> Shared<B>
 where
     B: Body,
     B::Error: Into<BoxError>,
 {
+    fn poll_frame(
+        &mut self,
+        turn: u32,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.turn != turn {
+            return Poll::Ready(Some(Err(Superseded.into())));
+        }
+        if self.failed {
+            return Poll::Ready(Some(Err("the request body has failed".into())));
+        }
+        if let Some(data) = self.replay() {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        if self.trailers_sent {
+            return Poll::Ready(None);
+        }
+        if let Some(trailers) = self.trailers.clone() {
+            self.trailers_sent = true;
+            return Poll::Ready(Some(Ok(Frame::trailers(*trailers))));
+        }
+        self.poll_source(cx)
+    }
+
     /// Reads on; what comes is kept as far as it may be.
     fn poll_source(
         &mut self,
@@ -410,8 +458,8 @@ fn body_ended<B: Body>(body: &Option<Pin<Box<B>>>) -> bool {
     body.as_ref().is_none_or(|body| body.is_end_stream())
 }
 
-fn lock<B>(source: &Mutex<Shared<B>>) -> MutexGuard<'_, Shared<B>> {
-    source.lock().unwrap_or_else(|poisoned| {
+fn lock<B>(source: &Source<B>) -> MutexGuard<'_, Shared<B>> {
+    source.shared.lock().unwrap_or_else(|poisoned| {
         // The caller's body panicked: what it would yield now is anybody's guess.
         let mut shared = poisoned.into_inner();
         shared.failed = true;

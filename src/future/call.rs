@@ -26,7 +26,7 @@ use crate::{
     invalid_token,
     observe::Observer,
     outcome::{RetryOutcome, StopReason},
-    policy::{Decision, Failure, RetryPolicy},
+    policy::{Decision, Failure, RequestOptions, RetryPolicy},
     retry_after::retry_after,
     transport,
 };
@@ -35,20 +35,20 @@ use crate::{
 pub(super) struct Call<C: MakeClassifier, B> {
     pub(super) policy: Arc<RetryPolicy<C>>,
     pub(super) observer: Observer,
-    head: Head,
-    upload: Upload<B>,
+    pub(super) head: Head,
+    pub(super) upload: Upload<B>,
     /// That of the attempt under way.
-    classifier: Option<C::Classifier>,
+    pub(super) classifier: Option<C::Classifier>,
     /// Where there is a rate gate.
-    ticket: Option<Box<Ticket>>,
-    started: Instant,
+    pub(super) ticket: Option<Box<Ticket>>,
+    pub(super) started: Instant,
     pub(super) attempts: u32,
-    later: Option<Box<Later>>,
+    pub(super) later: Option<Box<Later>>,
 }
 
 /// What a call needs once its first attempt has failed, or had to wait; most calls never do.
 #[derive(Default)]
-struct Later {
+pub(super) struct Later {
     /// Of the first attempt, while it waits.
     held_back: Option<Box<Parts>>,
     delays: Option<Delays>,
@@ -59,6 +59,20 @@ struct Later {
     waited: Duration,
 }
 
+/// Where there is a gate, a ticket for it.
+#[inline]
+pub(super) fn ticket<C, B>(
+    policy: &RetryPolicy<C>,
+    request: &Request<B>,
+    started: Instant,
+) -> Option<Box<Ticket>> {
+    policy.gate.as_ref().map(|gate| {
+        let options = RequestOptions::of(request.extensions());
+        let latest = started.checked_add(policy.deadline(options));
+        Box::new(Ticket::new(gate, latest))
+    })
+}
+
 impl<C, B> Call<C, B>
 where
     C: MakeClassifier,
@@ -66,36 +80,32 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
-    /// A call of which no attempt has been made.
-    #[inline]
-    pub(super) fn new(policy: Arc<RetryPolicy<C>>, request: &Request<B>, started: Instant) -> Self {
-        let head = Head::keep(request);
-        let ticket = policy.gate.as_ref().map(|gate| {
-            let latest = started.checked_add(policy.deadline(head.options()));
-            Box::new(Ticket::new(gate, latest))
-        });
+    /// A call whose first attempt has to wait: its request is kept as it is.
+    pub(super) fn waiting(
+        policy: Arc<RetryPolicy<C>>,
+        ticket: Option<Box<Ticket>>,
+        request: Request<B>,
+        started: Instant,
+    ) -> Self {
         policy.meter.request();
+        let head = Head::keep(&request);
+        let (parts, body) = request.into_parts();
+        let (upload, _) = Upload::share(body, policy.bytes_kept(head.options()));
+        let later = Later {
+            held_back: Some(Box::new(parts)),
+            ..Later::default()
+        };
         Self {
-            policy,
-            observer: Observer::new(),
-            head,
-            upload: Upload::none(),
+            observer: Observer::waiting(),
             classifier: None,
+            policy,
+            head,
+            upload,
             ticket,
             started,
             attempts: 0,
-            later: None,
+            later: Some(Box::new(later)),
         }
-    }
-
-    /// The caller's body, for the first attempt.
-    #[inline]
-    pub(super) fn share(&mut self, body: B) -> ReplayBody<B> {
-        let limit = match self.head.options().max_retries {
-            Some(0) => 0,
-            _ => self.policy.replay_limit,
-        };
-        self.upload.share(body, limit)
     }
 
     pub(super) fn next_request(&mut self) -> Request<ReplayBody<B>> {
@@ -115,14 +125,6 @@ where
         request
     }
 
-    /// The first attempt has to wait: its request is kept as it is.
-    pub(super) fn hold_back(&mut self, request: Request<B>) {
-        let (parts, body) = request.into_parts();
-        self.share(body);
-        self.later.get_or_insert_default().held_back = Some(Box::new(parts));
-        self.observer.wait_for_first_attempt();
-    }
-
     /// Whether the request can be sent again whole; if so, its upload is paused.
     fn prepare(&mut self) -> bool {
         self.head.shrink();
@@ -130,9 +132,8 @@ where
         self.upload.pause() && self.head.rebuild().is_some()
     }
 
-    /// An attempt begins.
-    #[inline]
-    pub(super) fn leave<T>(&mut self, request: &Request<T>) {
+    /// An attempt begins that waited.
+    fn leave<T>(&mut self, request: &Request<T>) {
         if let Some(ticket) = &mut self.ticket {
             ticket.leave();
         }
@@ -147,12 +148,6 @@ where
             }
         }
         self.classifier = Some(self.policy.classifier.make_classifier(request));
-    }
-
-    /// Whether the gate, if there is one, lets the request out at once.
-    pub(super) fn may_leave(&mut self, now: Instant) -> bool {
-        let ticket = self.ticket.as_mut();
-        ticket.is_none_or(|ticket| matches!(ticket.ask(now, None), Turn::Now(_)))
     }
 
     /// Whether a turn that came before the service got ready is still good.
@@ -228,8 +223,32 @@ where
     /// The response is no failure.
     #[inline]
     pub(super) fn succeed<R: Body>(&mut self, response: &mut Response<R>) {
+        if self.ticket.is_some() || self.later.is_some() {
+            return self.succeed_late(response);
+        }
+        self.upload.release();
+        self.pass_on(response.extensions_mut(), RetryOutcome::FIRST_TRY);
+    }
+
+    /// The same, after a retry or behind a gate.
+    #[cold]
+    fn succeed_late<R: Body>(&mut self, response: &mut Response<R>) {
         self.tell_the_gate(response, None);
         self.end(response.extensions_mut(), None, None);
+    }
+
+    /// The outcome goes into the extensions of the response, and to whoever has left a handle for it.
+    #[inline]
+    fn pass_on(&self, extensions: &mut Extensions, outcome: RetryOutcome) {
+        if outcome != RetryOutcome::FIRST_TRY {
+            extensions.insert(outcome);
+        } else if !extensions.is_empty() {
+            // That of a layer further in, or of a call that a cache remembers.
+            extensions.remove::<RetryOutcome>();
+        }
+        if let Some(handle) = self.head.outcome_handle() {
+            handle.set(outcome);
+        }
     }
 
     pub(super) fn fail<F, R: Body, E>(
@@ -430,9 +449,8 @@ where
         Next::End(Err(error))
     }
 
-    /// The call ends; its outcome goes into the extensions of the response, and to whoever has left a
-    /// handle for it.
-    #[inline]
+    /// The call ends, and whoever watches hears of it.
+    #[cold]
     fn end(
         &mut self,
         extensions: &mut Extensions,
@@ -447,12 +465,6 @@ where
             stop: failure.map(|(stop, _)| stop),
             retry_after,
         };
-        if outcome != RetryOutcome::FIRST_TRY {
-            extensions.insert(outcome);
-        } else if !extensions.is_empty() {
-            // That of a layer further in, or of a call that a cache remembers.
-            extensions.remove::<RetryOutcome>();
-        }
         if let Some((stop, failure)) = failure {
             let event = GiveUpEvent {
                 failure,
@@ -461,8 +473,6 @@ where
             };
             self.observer.giving_up(&self.policy, event);
         }
-        if let Some(handle) = self.head.outcome_handle() {
-            handle.set(outcome);
-        }
+        self.pass_on(extensions, outcome);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use http::Extensions;
+
 /// What the caller says of one request, in the request's extensions.
 ///
 /// ```
@@ -25,6 +27,12 @@ impl RequestOptions {
     /// Nothing is said: the policy decides.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What is said in a request's extensions.
+    #[inline]
+    pub(crate) fn of(extensions: &Extensions) -> Self {
+        extensions.get().copied().unwrap_or_default()
     }
 
     /// Says that acting twice on this request does no harm (or that it does), whatever its method

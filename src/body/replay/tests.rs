@@ -3,6 +3,7 @@ use std::{
     io,
     marker::PhantomPinned,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicBool, Ordering},
     task::Context,
 };
 
@@ -137,15 +138,9 @@ fn next_attempt<B>(upload: &Upload<B>) -> Option<ReplayBody<B>> {
     })
 }
 
-fn shared<B: Body>(body: B, limit: usize) -> (Upload<B>, ReplayBody<B>) {
-    let mut upload = Upload::none();
-    let first = upload.share(body, limit);
-    (upload, first)
-}
-
 #[test]
 fn an_empty_body_is_not_shared() {
-    let (upload, first) = shared(Empty::<Bytes>::new(), 0);
+    let (upload, first) = Upload::share(Empty::<Bytes>::new(), 0);
     assert!(upload.source.is_none() && first.is_end_stream());
     assert_eq!(first.size_hint().exact(), Some(0));
     let again = next_attempt(&upload).unwrap();
@@ -155,7 +150,7 @@ fn an_empty_body_is_not_shared() {
 #[test]
 fn bytes_are_kept_without_a_copy() {
     let bytes = Bytes::from(vec![7; 1024]);
-    let (upload, mut first) = shared(Full::new(bytes.clone()), 1024);
+    let (upload, mut first) = Upload::share(Full::new(bytes.clone()), 1024);
     assert_eq!(first.size_hint().exact(), Some(1024));
     let cx = &mut Context::from_waker(noop_waker_ref());
     let mut pointer = |body: &mut ReplayBody<_>| match Pin::new(body).poll_frame(cx) {
@@ -172,7 +167,7 @@ fn bytes_are_kept_without_a_copy() {
 
 #[test]
 fn the_next_attempt_takes_the_source_over_and_the_old_one_is_woken_and_fails() {
-    let (upload, first) = shared(Source::new(&[data("ab"), Step::Pend, data("cd")]), 9);
+    let (upload, first) = Upload::share(Source::new(&[data("ab"), Step::Pend, data("cd")]), 9);
     let mut first = tokio_test::task::spawn(first);
     assert!(first.enter(|cx, body| body.poll_frame(cx)).is_ready());
     assert!(first.enter(|cx, body| body.poll_frame(cx)).is_pending());
@@ -188,7 +183,7 @@ fn the_next_attempt_takes_the_source_over_and_the_old_one_is_woken_and_fails() {
 
 #[test]
 fn a_paused_attempt_waits_and_goes_on_when_it_is_released() {
-    let (mut upload, body) = shared(Source::new(&[data("ab"), data("cd")]), 9);
+    let (mut upload, body) = Upload::share(Source::new(&[data("ab"), data("cd")]), 9);
     let mut body = tokio_test::task::spawn(body);
     assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
     assert!(upload.pause());
@@ -200,9 +195,45 @@ fn a_paused_attempt_waits_and_goes_on_when_it_is_released() {
 }
 
 #[test]
+fn paused_while_the_source_ends_it_is_woken_by_its_release() {
+    /// Ends when it is told to.
+    struct Late(Arc<AtomicBool>);
+
+    impl Body for Late {
+        type Data = Bytes;
+        type Error = io::Error;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+            match self.is_end_stream() {
+                true => Poll::Ready(None),
+                false => Poll::Pending,
+            }
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    let ended = Arc::new(AtomicBool::new(false));
+    let (mut upload, body) = Upload::share(Late(ended.clone()), 9);
+    let mut body = tokio_test::task::spawn(body);
+    assert!(upload.pause());
+    ended.store(true, Ordering::Relaxed);
+    assert!(body.enter(|cx, body| body.poll_frame(cx)).is_pending());
+    upload.release();
+    assert!(body.is_woken());
+    assert!(send_all(&mut body).ended);
+}
+
+#[test]
 fn dropped_before_its_release_it_ends_the_upload() {
     for (released, error) in [(false, Some(Superseded.to_string())), (true, None)] {
-        let (mut upload, body) = shared(Source::new(&[data("ab"), Step::Pend, data("cd")]), 9);
+        let (mut upload, body) =
+            Upload::share(Source::new(&[data("ab"), Step::Pend, data("cd")]), 9);
         let mut body = tokio_test::task::spawn(body);
         assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
         assert!(body.enter(|cx, body| body.poll_frame(cx)).is_pending());
@@ -219,7 +250,7 @@ fn dropped_before_its_release_it_ends_the_upload() {
 fn small_pieces_do_not_hold_on_to_the_buffers_they_are_part_of() {
     let byte = |_| Ok::<_, io::Error>(Frame::data(Bytes::from(vec![b'x'; 16 * 1024]).slice(..1)));
     let source = StreamBody::new(futures_util::stream::iter((0..1000).map(byte)));
-    let (upload, mut first) = shared(source, 64 * 1024);
+    let (upload, mut first) = Upload::share(source, 64 * 1024);
     assert_eq!(send_all(&mut first).data.len(), 1000);
     let mut again = next_attempt(&upload).unwrap();
     assert!(lock(upload.source.as_ref().unwrap()).kept.len() < 20);
@@ -229,13 +260,13 @@ fn small_pieces_do_not_hold_on_to_the_buffers_they_are_part_of() {
 
 #[test]
 fn the_hint_is_exact_once_the_source_has_ended_but_not_in_front_of_trailers() {
-    let (upload, mut first) = shared(Source::new(&[data("abc")]), 9);
+    let (upload, mut first) = Upload::share(Source::new(&[data("abc")]), 9);
     assert_eq!(first.size_hint().exact(), None);
     send_all(&mut first);
     assert_eq!(next_attempt(&upload).unwrap().size_hint().exact(), Some(3));
 
     // HTTP/1.1 sends trailers only behind a chunked body, which an exact length would rule out.
-    let (upload, mut first) = shared(Source::new(&[data("abc"), Step::Trailers]), 9);
+    let (upload, mut first) = Upload::share(Source::new(&[data("abc"), Step::Trailers]), 9);
     send_all(&mut first);
     let mut again = next_attempt(&upload).unwrap();
     let hint = again.size_hint();
@@ -245,7 +276,7 @@ fn the_hint_is_exact_once_the_source_has_ended_but_not_in_front_of_trailers() {
     // Where the caller's body gave its length, the first attempt went without chunks too.
     let steps = [data("abc"), Step::Trailers];
     let source = Source::with_hint(&steps, SizeHint::with_exact(3));
-    let (upload, mut first) = shared(source, 9);
+    let (upload, mut first) = Upload::share(source, 9);
     send_all(&mut first);
     assert_eq!(next_attempt(&upload).unwrap().size_hint().exact(), Some(3));
 }
@@ -253,12 +284,12 @@ fn the_hint_is_exact_once_the_source_has_ended_but_not_in_front_of_trailers() {
 #[test]
 fn what_is_known_to_be_too_large_is_not_kept_but_can_be_sent_again_untouched() {
     let large = || Source::with_hint(&[data("a"), data("b")], SizeHint::with_exact(2));
-    let (upload, first) = shared(large(), 1);
+    let (upload, first) = Upload::share(large(), 1);
     drop(first);
     let mut again = next_attempt(&upload).unwrap();
     assert_eq!(send_all(&mut again).data, b"ab");
 
-    let (upload, mut first) = shared(large(), 1);
+    let (upload, mut first) = Upload::share(large(), 1);
     send(&mut first, 1, &mut Sent::default());
     assert_eq!(lock(upload.source.as_ref().unwrap()).kept.len(), 0);
     assert!(!upload.pause());
@@ -267,7 +298,7 @@ fn what_is_known_to_be_too_large_is_not_kept_but_can_be_sent_again_untouched() {
 #[test]
 fn frames_without_data_are_passed_on_and_not_hoarded() {
     let empty = vec![data(""); 100];
-    let (upload, mut first) = shared(Source::new(&empty), 0);
+    let (upload, mut first) = Upload::share(Source::new(&empty), 0);
     let mut sent = Sent::default();
     send(&mut first, 100, &mut sent);
     assert_eq!(lock(upload.source.as_ref().unwrap()).kept.len(), 0);
@@ -276,7 +307,7 @@ fn frames_without_data_are_passed_on_and_not_hoarded() {
 
 #[test]
 fn a_body_that_panics_has_failed() {
-    let (upload, mut first) = shared(Source::new(&[data("ab"), Step::Panic]), 9);
+    let (upload, mut first) = Upload::share(Source::new(&[data("ab"), Step::Panic]), 9);
     send(&mut first, 1, &mut Sent::default());
     let panicked = catch_unwind(AssertUnwindSafe(|| send_all(&mut first)));
     assert!(panicked.is_err());
@@ -287,7 +318,7 @@ fn a_body_that_panics_has_failed() {
 #[test]
 fn the_bodies_are_send_and_sync_whatever_the_source() {
     fn check<T: Send + Sync + Unpin>(_: &T) {}
-    let (upload, body) = shared(Source::new(&[]), 1);
+    let (upload, body) = Upload::share(Source::new(&[]), 1);
     check(&body);
     drop(upload);
 }
@@ -323,18 +354,21 @@ proptest! {
     ) {
         let whole = whole(&steps);
         let fails = steps.contains(&Step::Fail);
-        let (mut upload, mut body) = shared(Source::new(&steps), limit);
+        let (mut upload, mut body) = Upload::share(Source::new(&steps), limit);
         let mut sent = Sent::default();
         for cut in cuts {
             send(&mut body, cut, &mut sent);
             prop_assert!(whole.starts_with(&sent.data));
+            let ended = body.is_end_stream();
             let Some(next) = next_attempt(&upload) else {
                 prop_assert!(sent.data.len() > limit || sent.error.is_some());
                 upload.release();
                 break;
             };
             let superseded = send_all(&mut body);
-            prop_assert_eq!(superseded.error, Some(Superseded.to_string()));
+            prop_assert!(superseded.data.is_empty());
+            // What was sent whole before has nothing left to fail.
+            prop_assert_eq!(superseded.error, (!ended).then(|| Superseded.to_string()));
             let kept = &lock(upload.source.as_ref().unwrap()).kept;
             let kept = (0..kept.len()).filter_map(|index| kept.get(index));
             prop_assert!(kept.map(Bytes::len).sum::<usize>() <= limit);
