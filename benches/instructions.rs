@@ -31,8 +31,8 @@ use self::{
 };
 
 /// What the layer may add to a call, as a multiple of what tower's adds.
-const MAX_RATIO_GET: f64 = 0.65;
-const MAX_RATIO_POST: f64 = 1.0;
+const MAX_RATIO_GET: f64 = 0.6;
+const MAX_RATIO_POST: f64 = 0.9;
 
 const CASES: [(&str, Traffic, f64); 2] = [
     ("get", Traffic::Get, MAX_RATIO_GET),

@@ -17,10 +17,15 @@
 //! do. This crate has a timer even then (so that no schedule of zeros can occupy a thread), and so has
 //! `tower-resilience-retry`; the peer `tower-sleep` is tower with such a timer.
 //!
+//! In `get` the peer `floor` is no layer, but the least that one of this kind can do
+//! (`support/floor.rs`).
+//!
 //! `cargo bench --bench overhead` runs all cases; names behind `--` choose among them.
 
 #[path = "support/by_hand.rs"]
 mod by_hand;
+#[path = "support/floor.rs"]
+mod floor;
 #[path = "support/measure.rs"]
 mod measure;
 #[path = "support/traffic.rs"]
@@ -45,6 +50,7 @@ use tower_resilience_retry::{FixedInterval, RetryBudgetBuilder};
 
 use self::{
     by_hand::ByHand,
+    floor::{Floor, Sent},
     measure::{Candidates, Case, Cost},
     traffic::{Body, Traffic, answer},
 };
@@ -105,6 +111,13 @@ fn add_all(candidates: &mut Candidates<'_>, traffic: Traffic) -> Result<(), BoxE
             "tower-resilience-retry",
             request,
             peer.build().layer(service),
+        );
+    }
+    if traffic == Traffic::Get {
+        candidates.add(
+            "floor",
+            request,
+            Floor::new(service_fn(answer::<Sent<Body>>)),
         );
     }
     Ok(())

@@ -2,8 +2,9 @@
 //!
 //! Of the candidates one after the other is measured for a short round, again and again, so that what the
 //! machine does meanwhile is shared; the fastest round counts. Requests are made before the clock
-//! starts. Each case has a process of its own: neither a subscriber nor a paused clock of another case
-//! can linger in global state.
+//! starts. Each case has processes of its own: neither a subscriber nor a paused clock of another case
+//! can linger in global state. Where things happen to lie in a process's memory moves the ratio by a tenth; of
+//! several processes that with the median ratio is reported.
 //!
 //! Tokio's timers round up to whole milliseconds, so that by the running clock each wait of nothing lasts
 //! about one, whoever waits. What counts here is work: where there is a retry, the clock is paused, and
@@ -29,6 +30,7 @@ use crate::traffic::{Traffic, read, refuse_next};
 
 const ROUNDS: u32 = 400;
 const CALLS: u32 = 1_000;
+const PROCESSES: usize = 7;
 
 pub(crate) struct Case {
     pub(crate) name: &'static str,
@@ -66,7 +68,7 @@ pub(crate) fn run(report: fn(&Case) -> Result<(), BoxError>) -> Result<(), BoxEr
     }
     let mut last = Vec::new();
     for case in cases {
-        let output = in_process_of_its_own(case)?;
+        let output = typical_output(case)?;
         for line in output.lines().map(str::to_owned) {
             if line.starts_with("overhead case=") {
                 last.push(line);
@@ -82,6 +84,21 @@ pub(crate) fn run(report: fn(&Case) -> Result<(), BoxError>) -> Result<(), BoxEr
 fn find(name: &str) -> Result<&'static Case, BoxError> {
     let case = CASES.iter().find(|case| case.name == name);
     case.ok_or_else(|| format!("no such case: {name}").into())
+}
+
+/// Of several processes, what that with the median ratio says.
+fn typical_output(case: &Case) -> Result<String, BoxError> {
+    let mut outputs = Vec::new();
+    for _ in 0..PROCESSES {
+        let output = in_process_of_its_own(case)?;
+        let ratio = output.split_once(" ratio=").and_then(|(_, it)| {
+            let (ratio, _) = it.split_once(' ')?;
+            ratio.parse::<f64>().ok()
+        });
+        outputs.push((ratio.ok_or("a process that reports no ratio")?, output));
+    }
+    outputs.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    Ok(outputs.swap_remove(PROCESSES / 2).1)
 }
 
 fn in_process_of_its_own(case: &Case) -> Result<String, BoxError> {
