@@ -11,13 +11,19 @@
 //! thread to wake, and how long that takes depends on what else the machine does. On one, it takes the
 //! time that is worked for it, the server's part included.
 //!
-//! In each round each of the three makes the same number of requests, between 0.1 and 0.3 s of them, in
+//! Two more are measured as these are, to tell what the ratios are worth: `floor`, the least that such a
+//! layer can do (`support/floor.rs`), and `again`, a second bare client: how far it is from the first is
+//! what the bench cannot tell apart.
+//!
+//! In each round each of the five makes the same number of requests, between 0.1 and 0.3 s of them, in
 //! turns of 10 to 20 ms, so that what the machine does meanwhile is shared; the order rotates. `rps` is
 //! the median of the rounds; `over_bare` the median, with the quartiles behind it, of the ratios to the
 //! bare client in the same round. Latencies are from the call to the end of the answer, over all rounds.
 
 #[path = "support/by_hand.rs"]
 mod by_hand;
+#[path = "support/floor.rs"]
+mod floor;
 #[path = "support/get.rs"]
 mod get;
 
@@ -43,7 +49,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tower::{BoxError, Layer, Service, ServiceExt, retry::Retry};
 use tower_http_retry::{RetryLayer, RetryPolicy};
 
-use self::{by_hand::ByHand, get::get};
+use self::{by_hand::ByHand, floor::Floor, get::get};
 
 const IN_FLIGHT: [usize; 2] = [1, 64];
 const ROUNDS: usize = 21;
@@ -59,7 +65,7 @@ async fn main() -> Result<(), BoxError> {
     for proto in ["h1", "h2"] {
         for in_flight in IN_FLIGHT {
             let candidates = compare(proto, in_flight, server).await?;
-            let [bare, ours, tower] = &candidates;
+            let [bare, ours, tower, ..] = &candidates;
             for it in &candidates {
                 let (rps, ratios) = (median(&it.rates), it.over(bare));
                 let [p50, p99] = [0.50, 0.99].map(|part| quantile(&it.latencies, part));
@@ -80,12 +86,12 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The bare client, ours and tower's, after all rounds.
+/// All candidates after all rounds: the bare client, ours and tower's first.
 async fn compare(
     proto: &str,
     in_flight: usize,
     server: SocketAddr,
-) -> Result<[Candidate; 3], BoxError> {
+) -> Result<[Candidate; 5], BoxError> {
     let uri: Uri = format!("http://{server}/accounts/acc_1/transactions?limit=10").parse()?;
     let ours = RetryLayer::new(RetryPolicy::new()).layer(client(proto));
     let tower = Retry::new(ByHand::new()?, client(proto));
@@ -93,6 +99,8 @@ async fn compare(
         Candidate::new("bare", client(proto), &uri, in_flight),
         Candidate::new("ours", ours, &uri, in_flight),
         Candidate::new("tower", tower, &uri, in_flight),
+        Candidate::new("floor", Floor::new(client(proto)), &uri, in_flight),
+        Candidate::new("again", client(proto), &uri, in_flight),
     ];
 
     // Warms up, and tells how many requests fill a turn.
@@ -105,8 +113,9 @@ async fn compare(
     }
     for round in 0..ROUNDS {
         for turn in 0..TURNS {
-            for position in 0..3 {
-                let candidate = &mut candidates[(round + turn + position) % 3];
+            for position in 0..candidates.len() {
+                let at = (round + turn + position) % candidates.len();
+                let candidate = &mut candidates[at];
                 candidate.take_turn(requests).await?;
             }
         }

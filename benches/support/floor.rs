@@ -18,6 +18,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower::Service;
 
+#[derive(Clone)]
 pub(crate) struct Floor<S> {
     inner: S,
     policy: Arc<()>,
