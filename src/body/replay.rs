@@ -129,11 +129,8 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            None => true,
-            Some(_) if self.turn == UNREAD => false,
-            Some(source) => lock(source).has_sent_all(self.turn),
-        }
+        // Only what it has seen itself: what has ended stays so, whoever supersedes it.
+        self.source.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -214,6 +211,22 @@ impl<B: Body> Upload<B> {
         };
         (upload, first)
     }
+
+    /// The body of the next attempt, after [`supersede`](Self::supersede).
+    pub(crate) fn again(&self) -> ReplayBody<B> {
+        let Some(source) = &self.source else {
+            return ReplayBody::default();
+        };
+        let shared = lock(source);
+        match shared.turn {
+            // What turned out to be empty is.
+            turn if shared.has_sent_all(turn) => ReplayBody::default(),
+            turn => ReplayBody {
+                source: Some(source.clone()),
+                turn,
+            },
+        }
+    }
 }
 
 impl<B> Upload<B> {
@@ -263,14 +276,6 @@ impl<B> Upload<B> {
         let waker = shared.waker.take();
         drop(shared);
         wake(waker);
-    }
-
-    /// The body of the next attempt, after [`supersede`](Self::supersede).
-    pub(crate) fn again(&self) -> ReplayBody<B> {
-        ReplayBody {
-            source: self.source.clone(),
-            turn: self.source.as_ref().map_or(FIRST_TURN, |it| lock(it).turn),
-        }
     }
 
     /// Whether the caller's own body raised an error.

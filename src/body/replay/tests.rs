@@ -130,7 +130,7 @@ where
     sent
 }
 
-fn next_attempt<B>(upload: &Upload<B>) -> Option<ReplayBody<B>> {
+fn next_attempt<B: Body>(upload: &Upload<B>) -> Option<ReplayBody<B>> {
     let whole = upload.pause();
     whole.then(|| {
         upload.supersede();
@@ -145,6 +145,18 @@ fn an_empty_body_is_not_shared() {
     assert_eq!(first.size_hint().exact(), Some(0));
     let again = next_attempt(&upload).unwrap();
     assert!(again.is_end_stream());
+}
+
+#[test]
+fn what_has_ended_stays_so_when_it_is_superseded() {
+    // Empty, which nobody knew before it was read.
+    let (upload, mut first) = Upload::share(Source::new(&[]), 9);
+    assert!(!first.is_end_stream());
+    assert!(send_all(&mut first).ended);
+    let mut second = next_attempt(&upload).unwrap();
+    assert!(second.is_end_stream());
+    next_attempt(&upload).unwrap();
+    assert!(send_all(&mut first).ended && send_all(&mut second).ended);
 }
 
 #[test]
