@@ -185,7 +185,9 @@ impl ApiError {
     ///
     /// Where the body is not JSON, or not of that shape.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        serde_json::from_slice(&self.failed.body)
+        let failed = &*self.failed;
+        let text = invalid_token::json_text(&failed.headers, &failed.body);
+        serde_json::from_slice(text.unwrap_or(&failed.body))
     }
 
     /// The error object's `error`, where it is a string: `invalid_token`, for instance.
@@ -294,7 +296,7 @@ impl From<ApiError> for Error {
 /// };
 /// assert_eq!(error.kind(), ApiFailureKind::Timeout);
 /// assert!(error.get_ref().downcast_ref::<io::Error>().is_some());
-/// assert_eq!(error.to_string(), "no answer in time (1 attempt)");
+/// assert_eq!(error.to_string(), "no answer in time");
 /// # }
 /// ```
 pub struct TransportError {
@@ -304,11 +306,12 @@ pub struct TransportError {
 struct Broken {
     kind: ApiFailureKind,
     source: BoxError,
-    outcome: RetryOutcome,
+    /// Where somebody told it.
+    outcome: Option<RetryOutcome>,
 }
 
 impl TransportError {
-    pub(crate) fn new(source: BoxError, outcome: RetryOutcome) -> Self {
+    pub(crate) fn new(source: BoxError, outcome: Option<RetryOutcome>) -> Self {
         let kind = transport::kind(&source);
         Self {
             broken: Box::new(Broken {
@@ -325,19 +328,21 @@ impl TransportError {
         self.broken.kind
     }
 
-    /// How often the request was handed to the inner service; 0 where it did not get ready.
+    /// How often the retry layer handed the request to its inner service; 0 where it did not get ready.
+    /// Where the request met no retry layer, 1.
     pub fn attempts(&self) -> u32 {
-        self.broken.outcome.attempts()
+        self.outcome().attempts()
     }
 
-    /// Why the retry layer stopped; `None` without that layer.
+    /// Why the retry layer stopped; `None` where the request met no such layer, or where somebody around
+    /// the layer, a timeout say, gave the call up.
     pub fn stop_reason(&self) -> Option<StopReason> {
-        self.broken.outcome.stop_reason()
+        self.outcome().stop_reason()
     }
 
-    /// What the retry layer did.
+    /// What the retry layer did. Where the request met no such layer, one attempt and no stop reason.
     pub fn outcome(&self) -> RetryOutcome {
-        self.broken.outcome
+        self.broken.outcome.unwrap_or(RetryOutcome::FIRST_TRY)
     }
 
     /// The inner error; `downcast_ref` leads to its own type.
@@ -354,7 +359,10 @@ impl TransportError {
 impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(meaning(self.broken.kind))?;
-        after(f, self.broken.outcome)
+        match self.broken.outcome {
+            Some(outcome) => after(f, outcome),
+            None => Ok(()),
+        }
     }
 }
 
@@ -362,7 +370,7 @@ impl fmt::Debug for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TransportError")
             .field("kind", &self.broken.kind)
-            .field("outcome", &self.broken.outcome)
+            .field("outcome", &self.outcome())
             .finish_non_exhaustive()
     }
 }
@@ -414,29 +422,47 @@ fn presentable(message: &str) -> String {
 
     let mut line = String::new();
     let mut behind_scheme = false;
-    for word in message.split(|c: char| c.is_whitespace() || c.is_control()) {
-        let word = match behind_scheme || looks_secret(word) {
+    let words = message.split(|c: char| c.is_whitespace() || c.is_control());
+    for word in words.filter(|word| !word.is_empty()) {
+        let shown = match behind_scheme || looks_secret(word) {
             true => "[redacted]",
-            false => word.split('?').next().unwrap_or_default(),
+            false => without_query(word),
         };
-        behind_scheme = ["bearer", "basic"].contains(&word.to_ascii_lowercase().as_str());
-        if word.is_empty() {
+        behind_scheme = ends_with_scheme(word);
+        if shown.is_empty() {
             continue;
         }
-        if line.len() + word.len() > MOST {
+        if line.len() + shown.len() > MOST {
             line.push_str(" …");
             break;
         }
         if !line.is_empty() {
             line.push(' ');
         }
-        line.push_str(word);
+        line.push_str(shown);
     }
     line
 }
 
-/// Whether a word may be a credential: long, and not only letters.
+/// Whether the next word is a credential: `Bearer`, `"Bearer`, `Authorization:Basic`.
+fn ends_with_scheme(word: &str) -> bool {
+    let letter = |c: char| c.is_ascii_alphabetic();
+    let word = word.trim_end_matches(|c| !letter(c));
+    let last = word.rsplit(|c| !letter(c)).next().unwrap_or_default();
+    ["bearer", "basic"].contains(&last.to_ascii_lowercase().as_str())
+}
+
+fn without_query(word: &str) -> &str {
+    // Behind the `#` of an URL stand access tokens too; elsewhere, numbers.
+    let end = |c| c == '?' || (c == '#' && word.contains("://"));
+    word.split(end).next().unwrap_or_default()
+}
+
+/// Whether a word may be a credential, long and not only letters, or has the user's part of an URL.
 fn looks_secret(word: &str) -> bool {
+    if word.split_once("://").is_some_and(|it| it.1.contains('@')) {
+        return true;
+    }
     let longest = word
         .split(|c: char| !c.is_ascii_alphanumeric() && !"-._~+/=".contains(c))
         .map(|run| match run.bytes().any(|byte| byte.is_ascii_digit()) {
@@ -464,6 +490,14 @@ mod tests {
                 "bad token [redacted]",
             ),
             ("sent Bearer abc today", "sent Bearer [redacted] today"),
+            ("sent Bearer  abc today", "sent Bearer [redacted] today"),
+            ("sent \"Bearer abc\"", "sent \"Bearer [redacted]"),
+            (
+                "Authorization:Basic:\r\n abc",
+                "Authorization:Basic: [redacted]",
+            ),
+            ("at ftp://me:abc@host/ twice", "at [redacted] twice"),
+            ("at ftp://host/#abc item #5", "at ftp://host/ item #5"),
             ("token='0af7651916cd43dd'", "[redacted]"),
             (
                 "unauthorized.bad_access_token.expired",

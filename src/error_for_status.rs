@@ -91,7 +91,7 @@ impl<S> Layer<S> for ErrorForStatusLayer {
 
 /// A client whose failed responses are errors; made by [`ErrorForStatusLayer`].
 ///
-/// 1xx, 2xx and 3xx pass untouched. A 4xx or 5xx becomes [`Error::Api`], with as much of its body as
+/// 1xx, 2xx and 3xx pass untouched, and so does what is above 599. A 4xx or 5xx becomes [`Error::Api`], with as much of its body as
 /// the limits allow; whatever is wrong with the body, the error is that of the status. An inner error
 /// becomes [`Error::Transport`].
 ///
@@ -148,7 +148,7 @@ where
     type Future = ErrorForStatusFuture<S::Future, R>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let unsent = |error: S::Error| transport(error, RetryOutcome::UNSENT);
+        let unsent = |error: S::Error| transport(error, Some(RetryOutcome::UNSENT));
         self.inner.poll_ready(cx).map_err(unsent)
     }
 
@@ -214,7 +214,7 @@ pin_project! {
         // => Reading or Done
         Calling { #[pin] call: F },
         // => Done
-        Reading { failed: Option<Box<FailedResponse<R>>>, #[pin] timeout: Sleep },
+        Reading { failed: Option<Box<FailedResponse<R>>>, #[pin] timeout: Option<Sleep> },
         Done,
     }
 }
@@ -250,20 +250,31 @@ where
                     Ok(response) if ApiFailureKind::of_status(response.status()).is_some() => {
                         this.state.set(State::Reading {
                             failed: Some(Box::new(FailedResponse::new(response))),
-                            timeout: tokio::time::sleep(this.limits.time),
+                            timeout: None,
                         });
                         continue;
                     }
                     Ok(response) => Ok(response),
                     Err(error) => {
+                        // A call that somebody around it gave up tells of itself when it is dropped.
+                        this.state.set(State::Done);
                         let outcome = this.handle.as_ref().and_then(OutcomeHandle::get);
-                        Err(transport(error, outcome.unwrap_or(RetryOutcome::FIRST_TRY)))
+                        Err(transport(error, outcome))
                     }
                 },
-                StateProj::Reading { failed, timeout } => {
+                StateProj::Reading {
+                    failed,
+                    mut timeout,
+                } => {
                     if let Some(failed) = failed {
                         if failed.poll_read(cx, this.limits.bytes).is_pending() {
-                            ready!(timeout.poll(cx));
+                            // Where there is nothing to wait for, there need not be a timer.
+                            if timeout.is_none() {
+                                timeout.set(Some(tokio::time::sleep(this.limits.time)));
+                            }
+                            if let Some(timeout) = timeout.as_pin_mut() {
+                                ready!(timeout.poll(cx));
+                            }
                         }
                     }
                     match failed.take() {
@@ -320,6 +331,6 @@ impl<R: Body> FailedResponse<R> {
     }
 }
 
-fn transport<E: Into<BoxError>>(error: E, outcome: RetryOutcome) -> Error {
+fn transport<E: Into<BoxError>>(error: E, outcome: Option<RetryOutcome>) -> Error {
     Error::Transport(TransportError::new(error.into(), outcome))
 }

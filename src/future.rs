@@ -30,6 +30,7 @@ use crate::{
     gate::Ticket,
     head::Head,
     observe::Observer,
+    outcome::OutcomeHandle,
     policy::RetryPolicy,
 };
 
@@ -96,6 +97,9 @@ where
     pub(crate) fn new(ready: &mut S, policy: Arc<RetryPolicy<C>>, mut request: Request<B>) -> Self {
         if let Some(key) = &policy.idempotency_key {
             key.add_to(&mut request);
+        }
+        if let Some(handle) = request.extensions().get::<OutcomeHandle>() {
+            handle.clear();
         }
         let started = Instant::now();
         let mut ticket = call::ticket(&policy, &request, started);
@@ -352,8 +356,35 @@ enum Next<F, R: Body, E> {
 }
 
 fn sleep_from(start: Instant, wait: Duration) -> Sleep {
+    // tokio's timer panics close to the end of time.
+    const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+    let wait = wait.min(LONGEST);
     match start.checked_add(wait) {
         Some(end) => tokio::time::sleep_until(end),
         None => tokio::time::sleep(wait),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_to_the_end_of_time_is_one_that_a_timer_can_be_set_for() {
+        let now = Instant::now();
+        let mut longest = Duration::ZERO;
+        let mut step = Duration::MAX;
+        while !step.is_zero() {
+            let more = longest.checked_add(step);
+            longest = more
+                .filter(|it| now.checked_add(*it).is_some())
+                .unwrap_or(longest);
+            step /= 2;
+        }
+        for wait in [longest, Duration::MAX] {
+            let mut timer = tokio_test::task::spawn(sleep_from(now, wait));
+            assert!(timer.poll().is_pending());
+        }
     }
 }

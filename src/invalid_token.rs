@@ -40,8 +40,11 @@ pub(crate) fn in_body(headers: &HeaderMap, body: &[u8]) -> bool {
 pub(crate) fn json_text<'a>(headers: &HeaderMap, body: &'a [u8]) -> Option<&'a [u8]> {
     const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-    let mut codings = headers.get_all(CONTENT_ENCODING).into_iter();
-    let plain = codings.all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let values = headers.get_all(CONTENT_ENCODING).into_iter();
+    let mut codings = values
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|coding| coding.trim_ascii());
+    let plain = codings.all(|it| it.is_empty() || it.eq_ignore_ascii_case(b"identity"));
     plain.then(|| body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body))
 }
 
@@ -253,6 +256,8 @@ mod tests {
         for (codings, expected) in [
             (&[b"gzip" as &[u8]] as &[&[u8]], false),
             (&[b"identity"], true),
+            (&[b"", b"identity, Identity,"], true),
+            (&[b"identity, gzip"], false),
             (&[b"Identity", b"br"], false),
             (&[b"\xff"], false),
         ] {

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -74,7 +74,8 @@ impl RetryOutcome {
         self.waited
     }
 
-    /// Why the layer stopped; `None` where the last response is no failure.
+    /// Why the layer stopped; `None` where the last response is no failure, or where the call was dropped
+    /// before it ended.
     pub fn stop_reason(&self) -> Option<StopReason> {
         self.stop
     }
@@ -148,9 +149,10 @@ impl fmt::Display for StopReason {
 
 /// A handle by which the caller learns the [`RetryOutcome`] also where there is no response.
 ///
-/// Put a clone of it into the request's extensions. It is filled when the call ends, whatever the
-/// result; a call that was dropped before leaves it as it was. One handle is for one request at a
-/// time: of two that share it, the later to end is seen.
+/// Put a clone of it into the request's extensions. It is emptied when the call starts, and filled when
+/// it ends, whatever the result; a call that is dropped before, by a timeout around it say, leaves the
+/// attempts made so far and no stop reason. One handle is for one request at a time: of two that share
+/// it, the later to end is seen.
 ///
 /// ```
 /// use tower_http_retry::OutcomeHandle;
@@ -174,14 +176,22 @@ impl OutcomeHandle {
 
     /// The outcome of the call, or `None` while it has not ended.
     pub fn get(&self) -> Option<RetryOutcome> {
-        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.lock()
     }
 
     pub(crate) fn set(&self, outcome: RetryOutcome) {
-        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        *self.lock() = Some(outcome);
+    }
+
+    pub(crate) fn set_if_empty(&self, outcome: impl FnOnce() -> RetryOutcome) {
+        self.lock().get_or_insert_with(outcome);
     }
 
     pub(crate) fn clear(&self) {
-        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<RetryOutcome>> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

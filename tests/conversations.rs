@@ -651,20 +651,22 @@ async fn an_error_while_getting_ready_again_is_the_callers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropped_it_sends_nothing_more() {
+async fn dropped_it_sends_nothing_more_and_tells_of_the_attempts_made() {
     let (mock, handle): (Mock<Sent, _>, Server) = tower_test::mock::pair();
     let mut handle = pin!(handle);
+    let outcome = OutcomeHandle::new();
     {
-        let mut call = pin!(
-            RetryLayer::new(policy())
-                .layer(mock)
-                .oneshot(request("GET"))
-        );
+        let mut request = request("GET");
+        request.extensions_mut().insert(outcome.clone());
+        let mut call = pin!(RetryLayer::new(policy()).layer(mock).oneshot(request));
         assert!(poll_once(call.as_mut()).await.is_none());
         expect(handle.as_mut()).await.send_response(answer(500));
         assert!(poll_once(call.as_mut()).await.is_none());
+        assert_eq!(outcome.get(), None);
     }
     assert!(handle.next_request().await.is_none());
+    let outcome = outcome.get().unwrap();
+    assert_eq!((outcome.attempts(), outcome.stop_reason()), (1, None));
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{FutureExt, stream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -169,6 +169,20 @@ async fn an_error_type_of_ones_own_is_read_from_the_body() {
     let fields: std::collections::BTreeMap<String, serde_json::Value> = error.json().unwrap();
     assert_eq!(fields["limit"], 5);
     assert!(error.json::<Vec<u8>>().is_err());
+
+    let marked = api_error(reply_text(422, "\u{feff}{\"limit\":5}")).await;
+    let fields: std::collections::BTreeMap<String, u32> = marked.json().unwrap();
+    assert_eq!(fields["limit"], 5);
+}
+
+#[test]
+fn where_a_body_is_there_no_runtime_is_needed() {
+    let response = Response::new(Full::<Bytes>::from(TOKEN_ERROR));
+    let (mut parts, body) = response.into_parts();
+    parts.status = StatusCode::UNAUTHORIZED;
+    let call = error_for_status(Response::from_parts(parts, body));
+    let error = call.now_or_never().unwrap().unwrap_err();
+    assert_eq!(error.kind(), Kind::InvalidToken);
 }
 
 #[tokio::test]
@@ -364,6 +378,42 @@ async fn an_outcome_of_an_earlier_call_is_not_told_again() {
         let outcome = error.outcome();
         assert_eq!((outcome.attempts(), outcome.stop_reason()), (1, None));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_given_up_from_outside_tells_of_the_attempts_made() {
+    let policy = RetryPolicy::new().no_budget();
+    let client = ServiceBuilder::new()
+        .layer(ErrorForStatusLayer::new())
+        .layer(tower::timeout::TimeoutLayer::new(Duration::from_secs(5)))
+        .layer(RetryLayer::new(policy.max_retries(2)))
+        .service(service_fn({
+            let calls = Arc::new(AtomicU64::new(0));
+            move |_: Request<_>| {
+                let call = calls.fetch_add(1, Ordering::Relaxed);
+                async move {
+                    if call == 2 {
+                        std::future::pending::<()>().await;
+                    }
+                    Ok::<_, BoxError>(reply_text(500, ""))
+                }
+            }
+        }));
+    let request = Request::new(Full::<Bytes>::default());
+    let error = client.oneshot(request).await.unwrap_err();
+    assert_eq!(error.to_string(), "no answer in time (3 attempts)");
+    let outcome = error.outcome();
+    assert_eq!((outcome.attempts(), outcome.stop_reason()), (3, None));
+    assert!(!outcome.waited().is_zero());
+}
+
+#[tokio::test]
+async fn where_nobody_tells_of_attempts_none_are_claimed() {
+    let client = ErrorForStatusLayer::new().layer(service_fn(async |_: Request<()>| {
+        Err::<Response<Reply>, BoxError>("shed".into())
+    }));
+    let error = client.oneshot(Request::new(())).await.unwrap_err();
+    assert_eq!(error.to_string(), "the call failed");
 }
 
 #[tokio::test]

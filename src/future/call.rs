@@ -458,6 +458,8 @@ where
         retry_after: Option<Duration>,
     ) {
         self.upload.release();
+        // Also where the future is kept, others may leave.
+        self.ticket = None;
         let later = self.later.take();
         let outcome = RetryOutcome {
             attempts: self.attempts,
@@ -474,5 +476,19 @@ where
             self.observer.giving_up(&self.policy, event);
         }
         self.pass_on(extensions, outcome);
+    }
+}
+
+/// A call that does not come to its end leaves word of how far it came.
+impl<C: MakeClassifier, B> Drop for Call<C, B> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(handle) = self.head.outcome_handle() {
+            handle.set_if_empty(|| RetryOutcome {
+                attempts: self.attempts,
+                waited: self.later.as_ref().map_or(Duration::ZERO, |it| it.waited),
+                ..RetryOutcome::UNSENT
+            });
+        }
     }
 }
