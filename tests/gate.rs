@@ -3,15 +3,17 @@
 use std::{
     convert::Infallible,
     future::Future,
+    io,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderName, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use tokio::{task::JoinHandle, time::Instant};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
@@ -410,4 +412,94 @@ async fn what_is_ready_is_not_kept_from_others_while_one_waits_at_the_gate() {
         tokio::join!(waiting, passing)
     };
     tokio::join!(first, others).0.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_it_opens_earlier_whoever_waits_is_told_though_the_pace_is_slower() {
+    let stated = |remaining: u32, reset: u32| {
+        let mut stated = answer(200);
+        for (name, value) in [("limit", 100), ("remaining", remaining), ("reset", reset)] {
+            let name = HeaderName::try_from(format!("ratelimit-{name}")).unwrap();
+            stated.headers_mut().insert(name, value.into());
+        }
+        stated
+    };
+    // A new window; and a refusal by somebody who knows of no window.
+    for second in [stated(10, 60), limited("2")] {
+        let (gate, log) = (RateGate::new(), Log::new());
+        let spent = stated(0, 30);
+        let policy = policy(&gate).max_retries(0).max_elapsed(300 * SECOND);
+        let client = client(policy, log.clone(), move |nth| match nth {
+            0 => spent.clone(),
+            1 => second.clone(),
+            _ => answer(200),
+        });
+        let first = start(&client, "/first").await;
+        tokio::time::sleep(5 * MS).await;
+        let second = start(&client, "/second").await;
+        first.await.unwrap();
+        let waiting = start(&client, "/waiting").await;
+        assert_eq!(gate.waiting(), 1);
+        second.await.unwrap();
+        assert_eq!(waiting.await.unwrap().status(), 200);
+        assert!(log.start.elapsed() < 5 * SECOND, "{:?}", log.times());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn open_it_makes_no_answer_of_its_own_though_the_timer_was_late() {
+    let wait = Duration::from_micros(100_300);
+    let policy = policy(&RateGate::new())
+        .backoff(move || std::iter::repeat(wait))
+        .max_elapsed(wait + MS / 10);
+    let calls = Arc::new(AtomicU32::new(0));
+    let client = RetryLayer::new(policy).layer(service_fn(move |_: Sent| {
+        let call = calls.fetch_add(1, Ordering::Relaxed);
+        async move { Ok::<_, Infallible>(answer(if call == 0 { 500 } else { 200 })) }
+    }));
+    let response = client.oneshot(get("/")).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_future_that_has_ended_and_is_kept_holds_nobody_up() {
+    /// Ready once.
+    struct Once(bool);
+
+    impl Clone for Once {
+        fn clone(&self) -> Self {
+            Self(true)
+        }
+    }
+
+    impl Service<Request<ReplayBody<Empty<Bytes>>>> for Once {
+        type Response = Answer;
+        type Error = io::Error;
+        type Future = std::future::Ready<io::Result<Answer>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            match self.0 {
+                true => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+                false => Poll::Ready(Ok(())),
+            }
+        }
+
+        fn call(&mut self, _: Sent) -> Self::Future {
+            let mut failed = answer(500);
+            for (name, value) in [("limit", 100), ("remaining", 1), ("reset", 50)] {
+                let name = HeaderName::try_from(format!("ratelimit-{name}")).unwrap();
+                failed.headers_mut().insert(name, value.into());
+            }
+            std::future::ready(Ok(failed))
+        }
+    }
+
+    let (gate, log) = (RateGate::new(), Log::new());
+    let mut broken = RetryLayer::new(policy(&gate)).layer(Once(false));
+    let mut kept = std::pin::pin!(broken.ready().await.unwrap().call(get("/broken")));
+    assert!(kept.as_mut().await.is_err());
+    let client = client(policy(&gate), log.clone(), |_| answer(200));
+    client.oneshot(get("/other")).await.unwrap();
+    assert!(log.start.elapsed() < SECOND, "{:?}", log.start.elapsed());
 }

@@ -87,11 +87,16 @@ impl Queue {
             None => turn,
         };
         let too_late = line.waiting.get(&number).and_then(|it| it.too_late);
-        let too_late = too_late.or(latest.filter(|it| expected > *it).map(|_| expected));
+        // Whose turn it is may go, even where he asks a little late.
+        let its_turn = first && turn <= now;
+        let too_late = too_late.or_else(|| {
+            let latest = latest.filter(|_| !its_turn)?;
+            (expected > latest).then_some(expected)
+        });
         let (answer, old, next) = if let Some(too_late) = too_late {
             let (old, next) = line.remove(number);
             (Turn::TooLate(too_late), old, next)
-        } else if first && turn <= now {
+        } else if its_turn {
             let (old, next) = line.leave(number, now);
             (Turn::Now(line.closings), old, next)
         } else {
@@ -196,13 +201,14 @@ impl Queue {
         let before = (line.turn(now, self.longest), line.pace.interval());
         change(&mut line);
         let after = (line.turn(now, self.longest), line.pace.interval());
-        let woken = if after.0 > before.0 || after.1 > before.1 {
+        let mut woken = if after.0 > before.0 || after.1 > before.1 {
             line.send_away(now, self.longest)
-        } else if after.0 < before.0 {
-            Vec::from_iter(line.first_waker())
         } else {
             Vec::new()
         };
+        if after.0 < before.0 {
+            woken.extend(line.first_waker());
+        }
         drop(line);
         woken.into_iter().for_each(Waker::wake);
     }

@@ -23,7 +23,7 @@ pub(crate) struct Quota {
 /// (draft-ietf-httpapi-ratelimit-headers-10: `"name";r=50;t=30` and `"name";q=100;w=60`), and the
 /// older `RateLimit-Limit`, `-Remaining` and `-Reset` and their `X-` forms, whose reset is in seconds
 /// or, where it is far off, an epoch in seconds. Of several policies, the one with the least left
-/// counts.
+/// counts; one that counts anything but requests (its `qu`: bytes, or calls at the same time) does not.
 pub(crate) fn quota(headers: &HeaderMap, now: SystemTime) -> Option<Quota> {
     let quota = structured(headers)
         .or_else(|| triple(headers, &TRIPLE, now))
@@ -42,7 +42,8 @@ fn structured(headers: &HeaderMap) -> Option<Quota> {
     let states = items(headers, RATELIMIT);
     let policies: Vec<_> = items(headers, POLICY).collect();
     let quotas = states.filter_map(|state| {
-        let policy = policies.iter().find(|policy| policy.name == state.name)?;
+        let mut policies = policies.iter();
+        let policy = policies.find(|it| it.name == state.name && it.counts_requests())?;
         Some(Quota {
             limit: policy.get("q")?,
             remaining: state.get("r")?,
@@ -53,14 +54,24 @@ fn structured(headers: &HeaderMap) -> Option<Quota> {
     quotas.min_by_key(|quota| quota.remaining)
 }
 
-/// An item of a structured list with integer parameters (RFC 9651), as far as it is needed here.
+/// An item of a structured list with parameters (RFC 9651), as far as it is needed here.
 struct Item<'a> {
     name: &'a str,
-    parameters: Vec<(&'a str, u64)>,
+    parameters: Vec<(&'a str, &'a str)>,
 }
 
 impl Item<'_> {
     fn get(&self, key: &str) -> Option<u64> {
+        self.text(key)?.parse().ok()
+    }
+
+    fn counts_requests(&self) -> bool {
+        // The drafts have both `request` and `requests`.
+        let unit = self.text("qu").map(|unit| unit.trim_matches('"'));
+        unit.is_none_or(|unit| matches!(unit, "request" | "requests"))
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
         let mut found = self.parameters.iter().filter(|(name, _)| *name == key);
         found.next_back().map(|(_, value)| *value)
     }
@@ -74,10 +85,7 @@ fn items<'a>(headers: &'a HeaderMap, name: HeaderName) -> impl Iterator<Item = I
     members.filter_map(|member| {
         let mut parts = member.split(';').map(str::trim);
         let name = parts.next()?.trim_matches('"');
-        let parameters = parts.filter_map(|part| {
-            let (key, value) = part.split_once('=')?;
-            Some((key, value.parse().ok()?))
-        });
+        let parameters = parts.filter_map(|part| part.split_once('='));
         Some(Item {
             name,
             parameters: parameters.collect(),
@@ -157,6 +165,14 @@ mod tests {
             ("ratelimit", "\"daily\";r=7;t=500, \"burst\";r=60;t=1"),
         ];
         assert_eq!(read(&two), Some((1000, 7, 500, Some(86400))));
+        let units = [
+            (
+                "ratelimit-policy",
+                "\"calls\";q=100;w=10;qu=\"requests\", \"load\";q=9;qu=\"concurrent-requests\"",
+            ),
+            ("ratelimit", "\"load\";r=1;t=60, \"calls\";r=60;t=5"),
+        ];
+        assert_eq!(read(&units), Some((100, 60, 5, Some(10))));
         let older = [
             ("ratelimit-limit", "100"),
             ("ratelimit-remaining", "0"),
@@ -195,6 +211,10 @@ mod tests {
             ],
             &[
                 ("ratelimit-policy", "\"a\";q=-1;w=1"),
+                ("ratelimit", "\"a\";r=5;t=1"),
+            ],
+            &[
+                ("ratelimit-policy", "\"a\";q=10;w=1;qu=\"content-bytes\""),
                 ("ratelimit", "\"a\";r=5;t=1"),
             ],
             &[
