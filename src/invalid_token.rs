@@ -7,7 +7,7 @@ use http::{
     header::{CONTENT_ENCODING, WWW_AUTHENTICATE},
 };
 use serde::{
-    Deserialize, Deserializer,
+    Deserializer,
     de::{IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
@@ -25,15 +25,18 @@ pub(crate) fn in_header(headers: &HeaderMap) -> bool {
 /// Whether a body that starts with `body` is a JSON object with `"error": "invalid_token"`.
 ///
 /// `headers` are the response's: a compressed body is not taken for JSON. Of the object only that key is
-/// read, so that nothing in the rest can hide it.
+/// read, so that nothing in the rest can hide it; what is cut off behind it changes nothing.
 pub(crate) fn in_body(headers: &HeaderMap, body: &[u8]) -> bool {
-    let object = json_text(headers, body).map(serde_json::from_slice);
-    matches!(
-        object,
-        Some(Ok(ErrorObject {
-            invalid_token: true
-        }))
-    )
+    let Some(text) = json_text(headers, body) else {
+        return false;
+    };
+    let mut invalid_token = false;
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let read = json.deserialize_map(ErrorObject(&mut invalid_token));
+    match read.and_then(|()| json.end()) {
+        Ok(()) => invalid_token,
+        Err(error) => invalid_token && error.is_eof(),
+    }
 }
 
 /// The text of a body that may be JSON.
@@ -48,37 +51,27 @@ pub(crate) fn json_text<'a>(headers: &HeaderMap, body: &'a [u8]) -> Option<&'a [
     plain.then(|| body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body))
 }
 
-struct ErrorObject {
-    invalid_token: bool,
-}
+/// Reads an error object, and notes whether the last `error` so far says so.
+struct ErrorObject<'a>(&'a mut bool);
 
-impl<'de> Deserialize<'de> for ErrorObject {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(ErrorObjectVisitor)
-    }
-}
-
-struct ErrorObjectVisitor;
-
-impl<'de> Visitor<'de> for ErrorObjectVisitor {
-    type Value = ErrorObject;
+impl<'de> Visitor<'de> for ErrorObject<'_> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an error object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ErrorObject, A::Error> {
-        let mut invalid_token = false;
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key::<Cow<'_, str>>()? {
             if key == "error" {
                 let value: &RawValue = map.next_value()?;
                 let text: Result<Cow<'_, str>, _> = serde_json::from_str(value.get());
-                invalid_token = text.is_ok_and(|text| text == INVALID_TOKEN);
+                *self.0 = text.is_ok_and(|text| text == INVALID_TOKEN);
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
         }
-        Ok(ErrorObject { invalid_token })
+        Ok(())
     }
 }
 
@@ -223,6 +216,10 @@ mod tests {
             r#"{"x":1e999,"error":"invalid_token"}"#,
             r#"{"x":"\ud800","error":"invalid_token"}"#,
             r#"{"error":"other","error":"invalid_token"}"#,
+            // Cut off.
+            r#"{"error":"invalid_token""#,
+            r#"{"error":"invalid_token","trace":"at"#,
+            r#"{"error":"invalid_token","more":[{"#,
         ] {
             assert!(in_body(&HeaderMap::new(), hard.as_bytes()), "{hard}");
         }
@@ -239,7 +236,10 @@ mod tests {
             br#"{"error":1}"#,
             br#"{"Error":"invalid_token"}"#,
             br#"{"error":"INVALID_TOKEN"}"#,
-            br#"{"error":"invalid_token""#,
+            br#"{"error":"invalid_tok"#,
+            br#"{"error":"invalid_token" or so}"#,
+            br#"{"error":"invalid_token"}}"#,
+            br#"{"error":"invalid_token","error":"other","more":"#,
             br#""{\"error\":\"invalid_token\"}""#,
             b"{\"error\":\"invalid_token\xff\"}",
             &deep,

@@ -390,6 +390,21 @@ async fn an_error_object_in_front_of_a_stall_is_still_seen() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_error_object_that_is_longer_than_what_is_looked_at_is_still_seen() {
+    let trace = "at ".repeat(10_000);
+    let long = format!(r#"{{"error":"invalid_token","trace":"{trace}"}}"#);
+    let script = vec![Ok(answer_with(
+        500,
+        Full::from(long.clone()).map_err(|it| match it {}),
+    ))];
+    let response = run(policy(), request("GET"), script).await.unwrap();
+    let stop = RetryOutcome::of(&response).stop_reason();
+    assert_eq!(stop, Some(StopReason::InvalidToken));
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, long);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_response_that_breaks_off_is_retried_all_the_same() {
     let broken = futures_util::stream::iter([Err(io::ErrorKind::ConnectionReset.into())]);
     let script = vec![
