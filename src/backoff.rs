@@ -73,7 +73,7 @@ impl ExponentialBackoff {
         }
     }
 
-    /// Makes the delays the same in each run: the first request to be retried gets the first
+    /// Makes the delays the same in each run: the first request that needs a delay gets the first
     /// sequence of this seed, the next one the second, and so on, counted over all clones.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {

@@ -11,16 +11,20 @@ use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
 /// It starts full. A retry costs [`cost`](Self::new) tokens and is refused where they are not there
 /// ([`StopReason::BudgetExhausted`](crate::StopReason::BudgetExhausted)). An answer to a first attempt
 /// that is no failure worth retrying (a 404 too: the server is alive) gives 1 token; such an answer to
-/// a retry gives back what that retry cost. Free are a retry after a 429 whose `Retry-After` is above zero,
-/// since the server set its time, and one of a request that the server handed back unseen when it renewed an
-/// HTTP/2 connection (GOAWAY with NO_ERROR); an answer to it counts as one to a first attempt. So retries are paid by successes, and an outage, which brings
-/// none, cannot pay for them: Bronson et al., "Metastable Failures in Distributed Systems", HotOS 2021.
+/// a retry gives back what that retry cost. So retries are paid by such answers, and an outage, which
+/// brings none, cannot pay for them: Bronson et al., "Metastable Failures in Distributed Systems", HotOS
+/// 2021.
+///
+/// Free are a retry after a 429 whose `Retry-After` is above zero, since the server set its time, and one
+/// of a request that the server handed back unseen when it renewed an HTTP/2 connection (GOAWAY with
+/// NO_ERROR); an answer to it counts as one to a first attempt.
 ///
 /// The default is a capacity of 50 and a cost of 10. Its honest limit: of 100 requests that fail at the
 /// same moment, 5 are retried.
 ///
-/// Tokens come back for a retry that was never sent, and for no other. While the budget is full, a
-/// success writes no shared memory.
+/// A retry that was never sent is refunded: its call was dropped while it waited, the service did not
+/// get ready, or the failed response's body said `invalid_token`. One that was sent and failed is not.
+/// While the budget is full, a success writes no shared memory.
 ///
 /// Clones share the tokens. Unless one is given, each
 /// [`RetryLayer`](crate::RetryLayer) has a budget of its own; a budget given to several layers is

@@ -359,26 +359,38 @@ pub enum Retryability {
 /// A failure class that says whether the request may be sent again.
 ///
 /// Any [`MakeClassifier`] whose class implements it can drive the layer, through
-/// [`RetryPolicy::classifier`](crate::RetryPolicy::classifier). tower-http's own classes implement
-/// it: a status as in the contract's table, an error never. With `ServerErrorsAsFailures` a 429 is a
-/// success, and so it is returned.
+/// [`RetryPolicy::classifier`](crate::RetryPolicy::classifier). tower-http's
+/// [`ServerErrorsFailureClass`] and [`StatusInRangeFailureClass`] implement it: a status as in the
+/// contract's table, an error never, so that no network fault is retried with them. With
+/// `ServerErrorsAsFailures` a 429 is a success, and so it is returned.
 ///
 /// ```
 /// use http::StatusCode;
 /// use tower_http::classify::{
 ///     ClassifyResponse, ServerErrorsFailureClass, SharedClassifier, StatusInRangeAsFailures,
+///     StatusInRangeFailureClass,
 /// };
 /// use tower_http_retry::{Retryability, RetryableFailure, RetryPolicy};
 ///
-/// struct Teapot;
+/// enum Teapot {
+///     Refused,
+///     Broken,
+/// }
 ///
 /// impl RetryableFailure for Teapot {
 ///     fn retryability(&self) -> Retryability {
-///         Retryability::Always
+///         match self {
+///             Self::Refused => Retryability::Always,
+///             // Nobody knows whether the server acted on it.
+///             Self::Broken => Retryability::IfIdempotent,
+///         }
 ///     }
 /// }
 ///
-/// let teapots = StatusInRangeAsFailures::new(418..=418).map_failure_class(|_| Teapot);
+/// let teapots = StatusInRangeAsFailures::new(418..=418).map_failure_class(|class| match class {
+///     StatusInRangeFailureClass::StatusCode(_) => Teapot::Refused,
+///     StatusInRangeFailureClass::Error(_) => Teapot::Broken,
+/// });
 /// let policy = RetryPolicy::new().classifier(SharedClassifier::new(teapots));
 ///
 /// let class = ServerErrorsFailureClass::StatusCode(StatusCode::GATEWAY_TIMEOUT);

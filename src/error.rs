@@ -26,7 +26,7 @@ use crate::{
 /// fn advice(error: &Error) -> &'static str {
 ///     match error {
 ///         Error::Api(api) if api.is_invalid_token() => "refresh the token",
-///         Error::Api(api) if api.http_status().is_client_error() && !api.is_retryable() => "mend the request",
+///         Error::Api(api) if api.http_status().is_client_error() && !api.is_retryable() => "fix the request",
 ///         _ => match error.outcome().stop_reason() {
 ///             Some(StopReason::NotIdempotent) => "look whether it was carried out",
 ///             _ => "queue it for later",
@@ -272,6 +272,12 @@ impl error::Error for ApiError {}
 impl From<ApiError> for Error {
     fn from(error: ApiError) -> Self {
         Self::Api(error)
+    }
+}
+
+impl From<TransportError> for Error {
+    fn from(error: TransportError) -> Self {
+        Self::Transport(error)
     }
 }
 

@@ -91,9 +91,9 @@ impl<S> Layer<S> for ErrorForStatusLayer {
 
 /// A client whose failed responses are errors; made by [`ErrorForStatusLayer`].
 ///
-/// 1xx, 2xx and 3xx pass untouched, and so does what is above 599. A 4xx or 5xx becomes [`Error::Api`], with as much of its body as
-/// the limits allow; whatever is wrong with the body, the error is that of the status. An inner error
-/// becomes [`Error::Transport`].
+/// 1xx, 2xx and 3xx pass untouched, and so does what is above 599. A 4xx or 5xx becomes [`Error::Api`],
+/// with as much of its body as the limits allow; whatever is wrong with the body, the error is that of
+/// the status. An inner error becomes [`Error::Transport`].
 ///
 /// ```
 /// use http::{Request, Response, StatusCode};
@@ -170,6 +170,10 @@ where
 ///
 /// [`Error::Api`] where the status is a 4xx or 5xx.
 ///
+/// # Panics
+///
+/// Where it has to wait for the body, outside of a tokio runtime with its timer enabled.
+///
 /// ```
 /// use http::{Response, StatusCode};
 /// use http_body_util::Full;
@@ -194,6 +198,7 @@ pin_project! {
     ///
     /// Polled after completion; or, where it has to wait for a body, outside of a tokio runtime with
     /// its timer enabled.
+    #[must_use = "futures do nothing unless polled"]
     pub struct ErrorForStatusFuture<F, R>
     where
         R: Body,
@@ -332,5 +337,5 @@ impl<R: Body> FailedResponse<R> {
 }
 
 fn transport<E: Into<BoxError>>(error: E, outcome: Option<RetryOutcome>) -> Error {
-    Error::Transport(TransportError::new(error.into(), outcome))
+    TransportError::new(error.into(), outcome).into()
 }

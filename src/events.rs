@@ -36,8 +36,8 @@ impl RetryEvent {
         self.attempt
     }
 
-    /// How long after the failure the next attempt starts: the server's `Retry-After` and the delay of
-    /// the schedule together.
+    /// The planned time from the failure to the next attempt: the server's `Retry-After` and the delay of
+    /// the schedule together. A rate gate, and a service that is not ready, add to it.
     pub fn wait(&self) -> Duration {
         self.wait
     }

@@ -1,4 +1,6 @@
-//! The loop: attempt, classify, decide, read what failed, wait, get ready, send again.
+//! The futures of [`Retry`](crate::Retry) and [`ErrorForStatus`](crate::ErrorForStatus).
+
+// The loop: attempt, classify, decide, read what failed, wait, get ready, send again.
 
 mod call;
 mod failed;
@@ -46,6 +48,7 @@ pin_project! {
     ///
     /// Polled after completion; or, where it has to wait, outside of a tokio runtime with its timer
     /// enabled.
+    #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, C, B, R>
     where
         S: Service<Request<ReplayBody<B>>>,

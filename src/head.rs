@@ -174,6 +174,7 @@ mod tests {
             ("HEAD", None, None, true),
             ("OPTIONS", None, None, true),
             ("TRACE", None, None, true),
+            ("QUERY", None, None, true),
             ("PUT", None, None, true),
             ("DELETE", None, None, true),
             ("POST", None, None, false),

@@ -1,9 +1,9 @@
 //! A [`tower`] layer that makes any HTTP client service retry what is worth retrying, and nothing
 //! else.
 //!
-//! It wraps any `Service<http::Request<B>, Response = http::Response<R>>`, reads each result against
-//! a documented error contract, sends again what can safely be sent again, and hands every other
-//! failure to the caller at once.
+//! It wraps any `Service<http::Request<_>, Response = http::Response<_>> + Clone`, reads each result
+//! against a documented error contract, sends again what can safely be sent again, and hands every other
+//! failure to the caller at once. Waits run on tokio: its runtime needs the timer.
 //!
 //! ```text
 //! request ─▶ keep what a resend needs ─▶ attempt ─▶ classify ─▶ decide ──▶ return, with the outcome
@@ -18,18 +18,22 @@
 //! 1. A `WWW-Authenticate` header says `invalid_token`: [`StopReason::InvalidToken`].
 //! 2. The class says never: [`StopReason::NotRetryable`].
 //! 3. The retries are used up or the schedule has ended: [`StopReason::RetriesExhausted`].
-//! 4. The server may have acted on the request, and it may not be repeated:
+//! 4. The server might have acted on the request, and repeating it is not safe:
 //!    [`StopReason::NotIdempotent`].
 //! 5. The request body cannot be sent again whole: [`StopReason::BodyNotReplayable`].
 //! 6. The wait, which is the server's `Retry-After` plus the next delay of the schedule, would end
-//!    past the deadline: [`StopReason::DeadlineExceeded`], now and not after sleeping.
-//!
-//! 7. The budget has nothing left: [`StopReason::BudgetExhausted`].
+//!    past the deadline ([`RetryPolicy::max_elapsed`]): [`StopReason::DeadlineExceeded`], now and not
+//!    after sleeping.
+//! 7. The user's own function says no ([`RetryPolicy::retry_if`]): [`StopReason::Vetoed`].
+//! 8. The budget has nothing left: [`StopReason::BudgetExhausted`].
 //!
 //! A response that is stopped so reaches the caller unread. Otherwise the start of its body is looked
 //! into: `"error": "invalid_token"` stops too, and the caller gets the response whole. The rest is
 //! read and dropped, so that the connection can be used again; then comes the wait, counted from the
 //! failure, and the inner service is made ready for the next attempt.
+//!
+//! With a [`RateGate`], each attempt waits for its turn first; where that would come past the deadline,
+//! the call ends with a 429 of the layer's own ([`StopReason::RateGated`]).
 //!
 //! # Example
 //!
@@ -68,13 +72,15 @@
 //!
 //! # Spans and events
 //!
-//! With the target `tower_http_retry`: one span `http_attempt` (INFO) an attempt, a child of the span
+//! With the target `tower_http_retry`: one span `http_attempt` (INFO) per attempt, a child of the span
 //! in which the service was called, with the fields of OpenTelemetry's semantic conventions for HTTP
 //! clients: `otel.name`, `otel.kind`, `otel.status_code`, `http.request.method`,
 //! `http.request.resend_count` (absent on the first attempt), `http.response.status_code`,
 //! `server.address`, `server.port`, `error.type`. `url.full` is left out on purpose: it may hold
 //! secrets. Before each retry the event `retrying` (DEBUG), and at the end of a failure `giving up`
-//! (DEBUG where it was simply not retryable, otherwise WARN).
+//! (DEBUG where the first attempt's failure was not to be retried, otherwise WARN). The first has the
+//! fields `error.type`, `delay` and `http.request.resend_count`; the second `stop_reason`, `attempts` and
+//! `waited`.
 //!
 //! # Features
 //!

@@ -69,7 +69,7 @@ impl RetryOutcome {
     }
 
     /// The time between attempts, from the arrival of a failed response's head (or of an error) to
-    /// the end of the wait, summed up.
+    /// the end of the wait, summed up; without time at the rate gate, or until the service is ready.
     pub fn waited(&self) -> Duration {
         self.waited
     }
@@ -91,7 +91,7 @@ impl RetryOutcome {
 
 /// Why the layer handed a failure to the caller instead of sending the request again.
 ///
-/// Its text, in [`Display`](fmt::Display) as in spans and events, is snake_case.
+/// Its text, in [`Display`](fmt::Display) as in events and metrics, is snake_case.
 ///
 /// ```
 /// use tower_http_retry::StopReason;
@@ -125,7 +125,7 @@ pub enum StopReason {
 }
 
 impl StopReason {
-    /// The reason as text, as spans and events carry it.
+    /// The reason as text, as events and metrics carry it.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::NotRetryable => "not_retryable",
@@ -155,13 +155,25 @@ impl fmt::Display for StopReason {
 /// it, the later to end is seen.
 ///
 /// ```
-/// use tower_http_retry::OutcomeHandle;
+/// use bytes::Bytes;
+/// use http::{Request, Response};
+/// use http_body_util::Empty;
+/// use std::io;
+/// use tower::{Layer, ServiceExt, service_fn};
+/// use tower_http_retry::{OutcomeHandle, ReplayBody, RetryLayer, StopReason};
 ///
+/// # #[tokio::main] async fn main() {
+/// type Body = Empty<Bytes>;
+/// let client = RetryLayer::default().layer(service_fn(async |_: Request<ReplayBody<Body>>| {
+///     Err::<Response<Body>, _>(io::Error::from(io::ErrorKind::PermissionDenied))
+/// }));
 /// let handle = OutcomeHandle::new();
-/// let mut request = http::Request::new(());
+/// let mut request = Request::new(Body::new());
 /// request.extensions_mut().insert(handle.clone());
-/// // client.call(request).await ends in an error, then:
-/// assert_eq!(handle.get(), None); // nobody has sent the request here
+/// assert!(client.oneshot(request).await.is_err());
+/// let stop_reason = handle.get().and_then(|outcome| outcome.stop_reason());
+/// assert_eq!(stop_reason, Some(StopReason::NotRetryable));
+/// # }
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct OutcomeHandle {

@@ -26,7 +26,7 @@ pub use self::options::RequestOptions;
 /// | --- | --- | --- |
 /// | [`max_retries`](Self::max_retries) | 3 (4 attempts) | AWS, .NET and gRPC settle between 2 and 4 |
 /// | [`backoff`](Self::backoff) | [`ExponentialBackoff::default`]: full jitter below 100 ms · 2ⁿ, at most 10 s | AWS, "Exponential Backoff And Jitter" |
-/// | [`max_elapsed`](Self::max_elapsed) | 60 s | what takes longer belongs into a job queue |
+/// | [`max_elapsed`](Self::max_elapsed) | 60 s | what takes longer belongs in a job queue |
 /// | [`replay_limit`](Self::replay_limit) | 64 KiB | linkerd2-proxy |
 /// | [`inspect_limit`](Self::inspect_limit) | 16 KiB | an error object is small |
 /// | [`drain_limit`](Self::drain_limit) | 256 KiB | a response read to its end leaves a connection that can be used again |
@@ -191,7 +191,8 @@ impl<C> RetryPolicy<C> {
     }
 
     /// How many bytes of a failed response's body are read to look for `invalid_token` before it is
-    /// retried; by default 16 KiB. With 0, only the header is looked at.
+    /// retried; by default 16 KiB. In an object that is longer it has to stand before that; a compressed
+    /// one is not looked into. With 0, only the header is looked at.
     #[must_use]
     pub fn inspect_limit(mut self, bytes: usize) -> Self {
         self.inspect_limit = bytes;
@@ -279,7 +280,8 @@ impl<C> RetryPolicy<C> {
 
     /// Calls `callback` before each retry, when its wait begins; a later call replaces an earlier one.
     ///
-    /// It runs within the future, in the span in which the service was called, and should not block.
+    /// It runs within the future, in the span in which the service was called where attempts are recorded
+    /// and otherwise in that of whoever polls, and should not block.
     ///
     /// ```
     /// use tower_http_retry::RetryPolicy;
@@ -287,7 +289,7 @@ impl<C> RetryPolicy<C> {
     /// let policy = RetryPolicy::new()
     ///     .on_retry(|event| {
     ///         let (attempt, kind, wait) = (event.attempt(), event.kind(), event.wait());
-    ///         eprintln!("attempt {attempt} failed ({kind}); the next one starts in {wait:?}");
+    ///         eprintln!("attempt {attempt} failed ({kind}); the next one is planned in {wait:?}");
     ///     })
     ///     .on_give_up(|event| eprintln!("{}: {}", event.kind(), event.stop_reason()));
     /// ```
@@ -305,11 +307,10 @@ impl<C> RetryPolicy<C> {
         self
     }
 
-    /// Asks `permit` before each retry that everything else allows, and gives up with
+    /// Asks `permit` before each retry that all allows up to the deadline, and gives up with
     /// [`StopReason::Vetoed`] where it says no.
     ///
-    /// It can only forbid. It is asked before the retry is paid for and before the failed response's
-    /// body is looked into.
+    /// It can only forbid. The budget, and an `invalid_token` in the failed response's body, come after it.
     ///
     /// ```
     /// use std::sync::{Arc, atomic::{AtomicBool, Ordering}};
@@ -362,8 +363,8 @@ impl<C> RetryPolicy<C> {
 
     /// How much of a request body is kept: nothing where it is not sent again.
     pub(crate) fn bytes_kept(&self, options: RequestOptions) -> usize {
-        match options.max_retries {
-            Some(0) => 0,
+        match options.max_retries.unwrap_or(self.max_retries) {
+            0 => 0,
             _ => self.replay_limit,
         }
     }

@@ -369,7 +369,7 @@ impl<B: Body> Shared<B> {
             && !self.failed
             && self.sent == self.pulled
             && (self.trailers_sent || self.trailers.is_none())
-            && self.body.as_ref().is_none_or(|body| body.is_end_stream())
+            && body_ended(&self.body)
     }
 }
 

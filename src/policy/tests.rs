@@ -158,6 +158,16 @@ fn only_what_the_server_did_not_act_on_needs_no_idempotency() {
 }
 
 #[test]
+fn what_is_never_sent_again_is_not_kept() {
+    let (once, again) = (RetryPolicy::new().max_retries(0), RetryPolicy::new());
+    let options = RequestOptions::new();
+    assert_eq!(once.bytes_kept(options), 0);
+    assert_eq!(once.bytes_kept(options.max_retries(1)), 64 * 1024);
+    assert_eq!(again.bytes_kept(options), 64 * 1024);
+    assert_eq!(again.bytes_kept(options.no_retry()), 0);
+}
+
+#[test]
 fn the_deadline_is_kept_to_the_nanosecond_and_nothing_overflows() {
     let policy = RetryPolicy::new().max_elapsed(3 * SECOND);
     let at = |elapsed, hint| {
