@@ -7,8 +7,8 @@
 //!
 //! Needs valgrind. With `--check` it exits with 1 where the layer adds more than it may.
 
-#[path = "support/by_hand.rs"]
-mod by_hand;
+#[path = "support/tower_policy.rs"]
+mod tower_policy;
 #[path = "support/traffic.rs"]
 mod traffic;
 
@@ -26,7 +26,7 @@ use tower::{BoxError, Layer, Service, ServiceExt, retry::Retry, service_fn};
 use tower_http_retry::{ReplayBody, RetryLayer, RetryPolicy};
 
 use self::{
-    by_hand::ByHand,
+    tower_policy::TowerPolicy,
     traffic::{Body, Traffic, answer, read},
 };
 
@@ -99,7 +99,7 @@ fn make_calls(traffic: Traffic, service: &str, calls: u32) -> Result<(), BoxErro
     let sent = service_fn(answer::<Body>);
     match service {
         "bare" => run(sent, traffic, calls),
-        "tower" => run(Retry::new(ByHand::new()?, sent), traffic, calls),
+        "tower" => run(Retry::new(TowerPolicy::new()?, sent), traffic, calls),
         "ours" => {
             let layer = RetryLayer::new(RetryPolicy::new());
             let sent = service_fn(answer::<ReplayBody<Body>>);

@@ -20,12 +20,12 @@
 //! the median of the rounds; `over_bare` the median, with the quartiles behind it, of the ratios to the
 //! bare client in the same round. Latencies are from the call to the end of the answer, over all rounds.
 
-#[path = "support/by_hand.rs"]
-mod by_hand;
 #[path = "support/floor.rs"]
 mod floor;
 #[path = "support/get.rs"]
 mod get;
+#[path = "support/tower_policy.rs"]
+mod tower_policy;
 
 use std::{
     convert::Infallible,
@@ -49,7 +49,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tower::{BoxError, Layer, Service, ServiceExt, retry::Retry};
 use tower_http_retry::{RetryLayer, RetryPolicy};
 
-use self::{by_hand::ByHand, floor::Floor, get::get};
+use self::{floor::Floor, get::get, tower_policy::TowerPolicy};
 
 const IN_FLIGHT: [usize; 2] = [1, 64];
 const ROUNDS: usize = 21;
@@ -94,7 +94,7 @@ async fn compare(
 ) -> Result<[Candidate; 5], BoxError> {
     let uri: Uri = format!("http://{server}/accounts/acc_1/transactions?limit=10").parse()?;
     let ours = RetryLayer::new(RetryPolicy::new()).layer(client(proto));
-    let tower = Retry::new(ByHand::new()?, client(proto));
+    let tower = Retry::new(TowerPolicy::new()?, client(proto));
     let mut candidates = [
         Candidate::new("bare", client(proto), &uri, in_flight),
         Candidate::new("ours", ours, &uri, in_flight),

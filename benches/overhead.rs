@@ -22,12 +22,12 @@
 //!
 //! `cargo bench --bench overhead` runs all cases; names behind `--` choose among them.
 
-#[path = "support/by_hand.rs"]
-mod by_hand;
 #[path = "support/floor.rs"]
 mod floor;
 #[path = "support/measure.rs"]
 mod measure;
+#[path = "support/tower_policy.rs"]
+mod tower_policy;
 #[path = "support/traffic.rs"]
 mod traffic;
 
@@ -45,13 +45,13 @@ use tower::{
     retry::{Retry, backoff::Backoff, budget::TpsBudget},
     service_fn,
 };
-use tower_http_retry::{ReplayBody, RetryLayer, RetryPolicy};
+use tower_http_retry::{ReplayBody, RetryLayer, RetryPolicy, backoff_fn};
 use tower_resilience_retry::{FixedInterval, RetryBudgetBuilder};
 
 use self::{
-    by_hand::ByHand,
     floor::{Floor, Sent},
     measure::{Candidates, Case, Cost},
+    tower_policy::TowerPolicy,
     traffic::{Body, Traffic, answer},
 };
 
@@ -96,7 +96,7 @@ fn add_all(candidates: &mut Candidates<'_>, traffic: Traffic) -> Result<(), BoxE
 
     candidates.add_bare(request, service);
     if traffic == Traffic::Retry {
-        let layer = RetryLayer::new(policy.backoff(|| iter::repeat(Duration::ZERO)));
+        let layer = RetryLayer::new(policy.backoff(backoff_fn(|| iter::repeat(Duration::ZERO))));
         candidates.add("ours", request, layer.layer(under_ours));
         let (tower, sleeping) = (with_backoff(NoWait), with_backoff(ZeroSleep));
         candidates.add("tower", request, Retry::new(tower, service));
@@ -106,7 +106,7 @@ fn add_all(candidates: &mut Candidates<'_>, traffic: Traffic) -> Result<(), BoxE
     } else {
         let layer = RetryLayer::new(policy);
         candidates.add("ours", request, layer.layer(under_ours));
-        candidates.add("tower", request, Retry::new(ByHand::new()?, service));
+        candidates.add("tower", request, Retry::new(TowerPolicy::new()?, service));
         candidates.add(
             "tower-resilience-retry",
             request,
@@ -129,8 +129,8 @@ fn is_worth_retrying<R>(response: &Response<R>) -> bool {
 }
 
 /// The policy by hand, where every call needs a retry: a budget that grants one for each success.
-fn with_backoff<W>(backoff: W) -> ByHand<W> {
-    ByHand {
+fn with_backoff<W>(backoff: W) -> TowerPolicy<W> {
+    TowerPolicy {
         budget: Arc::new(TpsBudget::new(Duration::from_secs(10), 10, 1.0)),
         backoff,
         retries: 3,

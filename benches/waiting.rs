@@ -14,10 +14,10 @@
 //!   second attempt, and the drop of what was kept. The two are measured in turn; the fastest round counts.
 //!   The allocator counts meanwhile, for both.
 
-#[path = "support/by_hand.rs"]
-mod by_hand;
 #[path = "support/get.rs"]
 mod get;
+#[path = "support/tower_policy.rs"]
+mod tower_policy;
 
 use std::{
     alloc::System,
@@ -44,9 +44,9 @@ use tower::{
     BoxError, Layer, Service,
     retry::{Retry, backoff::Backoff, budget::TpsBudget},
 };
-use tower_http_retry::{RetryLayer, RetryPolicy};
+use tower_http_retry::{RetryLayer, RetryPolicy, backoff_fn};
 
-use self::{by_hand::ByHand, get::get};
+use self::{get::get, tower_policy::TowerPolicy};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -59,14 +59,14 @@ const WOKEN: usize = 500_000;
 fn main() -> Result<(), BoxError> {
     let policy = RetryPolicy::new()
         .no_budget()
-        .backoff(|| iter::repeat(BACKOFF));
+        .backoff(backoff_fn(|| iter::repeat(BACKOFF)));
     let ours = |service| RetryLayer::new(policy.clone()).layer(service);
-    let by_hand = ByHand {
+    let tower_policy = TowerPolicy {
         budget: Arc::new(TpsBudget::new(Duration::from_secs(60), 1_000_000, 1.0)),
         backoff: Fixed,
-        retries: ByHand::new()?.retries,
+        retries: TowerPolicy::new()?.retries,
     };
-    let tower = |service| Retry::new(by_hand.clone(), service);
+    let tower = |service| Retry::new(tower_policy.clone(), service);
 
     for n in WAITING {
         let (ours, tower) = (bytes(n, ours)?, bytes(n, tower)?);
@@ -166,9 +166,9 @@ struct RefuseFirst {
 }
 
 impl RefuseFirst {
-    fn new(refusals: usize) -> Self {
+    fn new(overdrafts: usize) -> Self {
         Self {
-            refusals_left: Arc::new(AtomicUsize::new(refusals)),
+            refusals_left: Arc::new(AtomicUsize::new(overdrafts)),
         }
     }
 

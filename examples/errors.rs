@@ -6,7 +6,7 @@
 //! except InvalidTokenError:
 //!     refresh_token()
 //! except ApiError as e:
-//!     print(e.http_status, e.json_body["error"])
+//!     print(e.status, e.json_value["error"])
 //! ```
 //!
 //! `cargo run --example errors` prints one line for each status of the contract, then runs the same
@@ -23,8 +23,8 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{BoxError, ServiceBuilder, ServiceExt};
 use tower_http_retry::{
-    ApiFailureKind, Error, ErrorForStatusLayer, ExponentialBackoff, RetryLayer, RetryPolicy,
-    StopReason,
+    Error, ErrorForStatusLayer, ExponentialBackoff, FailureKind, GiveUpReason, RetryLayer,
+    RetryPolicy,
 };
 
 use support::{Answer, Server};
@@ -66,15 +66,15 @@ async fn run() -> Result<(), BoxError> {
 fn decide(result: Result<usize, Error>) -> String {
     match result {
         Ok(length) => format!("ok: {length} bytes of accounts"),
-        Err(error) if error.kind() == ApiFailureKind::InvalidToken => {
+        Err(error) if error.kind() == FailureKind::InvalidToken => {
             format!("refresh the token, then call again: {error}")
         }
-        Err(error) if error.outcome().stop_reason() == Some(StopReason::RetriesExhausted) => {
+        Err(error) if error.outcome().give_up_reason() == Some(GiveUpReason::RetriesExhausted) => {
             let hint = error.outcome().retry_after().unwrap_or_default();
             let later = hint.max(Duration::from_secs(60));
             format!("queue it, to be tried again in {later:?}: {error}")
         }
-        Err(Error::Api(error)) if error.http_status().is_client_error() => {
+        Err(Error::Api(error)) if error.status().is_client_error() => {
             format!("give up, asking again changes nothing: {error}")
         }
         Err(error) => format!("tell an operator: {error}"),
@@ -111,9 +111,9 @@ async fn failure(answer: Answer) -> Result<Error, BoxError> {
 }
 
 fn print(error: &Error) {
-    let status = error.http_status().map_or(0, |status| status.as_u16());
+    let status = error.status().map_or(0, |status| status.as_u16());
     let key = match error {
-        Error::Api(error) => error.error(),
+        Error::Api(error) => error.error_code(),
         Error::Transport(_) => None,
     };
     println!(

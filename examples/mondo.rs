@@ -199,7 +199,7 @@ impl Scenario {
         }
         let response = client.oneshot(request.body(self.upload.body())?).await?;
 
-        let outcome = RetryOutcome::of(&response);
+        let outcome = RetryOutcome::from_response(&response);
         let status = response.status();
         response.into_body().collect().await?;
         let bodies = seen.bodies();
@@ -210,7 +210,7 @@ impl Scenario {
 }
 
 fn stop(outcome: &RetryOutcome) -> String {
-    let reason = outcome.stop_reason();
+    let reason = outcome.give_up_reason();
     reason.map_or("-".to_owned(), |reason| reason.to_string())
 }
 

@@ -19,7 +19,7 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use tower::{ServiceBuilder, ServiceExt};
-use tower_http_retry::{RetryLayer, RetryPolicy};
+use tower_http_retry::{RetryLayer, RetryPolicy, backoff_fn};
 use tracing::{Instrument, level_filters::LevelFilter};
 use tracing_subscriber::{Layer as _, filter::Targets, prelude::*};
 
@@ -53,7 +53,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let uri = server.uri("/accounts")?;
     server.listen()?;
     // Without jitter, so that the delays are the same each time.
-    let policy = RetryPolicy::new().backoff(|| iter::repeat(Duration::from_millis(10)));
+    let policy = RetryPolicy::new().backoff(backoff_fn(|| iter::repeat(Duration::from_millis(10))));
     let client = ServiceBuilder::new()
         .layer(RetryLayer::new(policy))
         .service(Client::builder(TokioExecutor::new()).build_http());

@@ -4,32 +4,38 @@
 
 use std::time::Duration;
 
-use backoff::{ExponentialBackoff as BackoffExponential, backoff::Constant};
-use backon::{BackoffBuilder, ExponentialBuilder};
-use tower_http_retry::{
-    Backoff, ExponentialBackoff, RetryLayer, RetryPolicy, backoff::from_factory,
+use backoff::{
+    ExponentialBackoff as BackoffExponential,
+    backoff::{Backoff as _, Constant},
 };
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tower_http_retry::{Backoff, ExponentialBackoff, RetryLayer, RetryPolicy, backoff_fn};
 
 fn main() {
     show("this crate's, full jitter", ExponentialBackoff::default());
     show(
         "this crate's, seeded",
-        ExponentialBackoff::default().seed(42),
+        ExponentialBackoff::default().with_seed(42),
     );
     show("backoff's exponential", BackoffExponential::default());
     show(
         "backoff's constant",
-        from_factory(|| Constant::new(Duration::from_millis(50))),
+        backoff_fn(|| {
+            let mut constant = Constant::new(Duration::from_millis(50));
+            std::iter::from_fn(move || constant.next_backoff())
+        }),
     );
-    show("backon's exponential", || {
-        ExponentialBuilder::default().with_jitter().build()
-    });
-    show("a closure", || {
-        [1, 5, 25].into_iter().map(Duration::from_millis)
-    });
+    show(
+        "backon's exponential",
+        backoff_fn(|| ExponentialBuilder::default().with_jitter().build()),
+    );
+    show(
+        "a closure",
+        backoff_fn(|| [1, 5, 25].into_iter().map(Duration::from_millis)),
+    );
 }
 
-fn show(name: &str, schedule: impl Backoff + Send + Sync + 'static) {
+fn show(name: &str, schedule: impl Backoff + 'static) {
     let delays: Vec<_> = schedule.delays().take(5).collect();
     println!("{name:<26} {delays:?}");
     // Any of them sets up the layer.

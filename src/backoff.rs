@@ -9,34 +9,103 @@ use std::{
     time::Duration,
 };
 
-/// A schedule of delays, made anew for each request that has to be retried.
+/// The delays of one request, in order: each item is the delay before one retry.
 ///
-/// An item is the wait before one retry; where the iterator ends, so do the retries. The wait that
-/// a server asks for comes on top. A closure that returns such an iterator is a schedule too, so
-/// those of the crate `backon` fit as they are:
+/// Retries stop when the iterator ends.
+pub type Delays = Box<dyn Iterator<Item = Duration> + Send>;
+
+/// A backoff strategy: creates the delays of each request that is retried.
+///
+/// The server's `Retry-After` is added to each delay. [`backoff_fn`] turns a closure that returns an
+/// iterator into a strategy, so the builders of the crate `backon` fit as they are. The trait is
+/// object safe and implemented for `&T`, `Box<T>` and `Arc<T>`.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_http_retry::{Backoff, Delays, RetryPolicy};
+///
+/// /// Waits 1 s, 2 s, 3 s and so on.
+/// #[derive(Debug)]
+/// struct Linear;
+///
+/// impl Backoff for Linear {
+///     fn delays(&self) -> Delays {
+///         Box::new((1..).map(Duration::from_secs))
+///     }
+/// }
+///
+/// let policy = RetryPolicy::new().backoff(Linear);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a backoff strategy",
+    label = "not a backoff strategy",
+    note = "wrap a closure that returns an iterator of `Duration` in `backoff_fn`"
+)]
+pub trait Backoff: fmt::Debug + Send + Sync {
+    /// Returns the delays of one request.
+    fn delays(&self) -> Delays;
+}
+
+impl<T: Backoff + ?Sized> Backoff for &T {
+    fn delays(&self) -> Delays {
+        (**self).delays()
+    }
+}
+
+impl<T: Backoff + ?Sized> Backoff for Box<T> {
+    fn delays(&self) -> Delays {
+        (**self).delays()
+    }
+}
+
+impl<T: Backoff + ?Sized> Backoff for Arc<T> {
+    fn delays(&self) -> Delays {
+        (**self).delays()
+    }
+}
+
+/// Creates a backoff strategy from a closure that returns the delays of one request.
+///
+/// # Examples
 ///
 /// ```
 /// use backon::{BackoffBuilder, FibonacciBuilder};
 /// use std::time::Duration;
-/// use tower_http_retry::{Backoff, RetryPolicy};
+/// use tower_http_retry::{Backoff, RetryPolicy, backoff_fn};
 ///
-/// let fibonacci = || FibonacciBuilder::default().with_jitter().build();
-/// let constant = || std::iter::repeat(Duration::from_millis(50));
-/// let policy = RetryPolicy::new().backoff(fibonacci).backoff(constant);
+/// let constant = backoff_fn(|| std::iter::repeat(Duration::from_millis(50)));
 /// assert_eq!(constant.delays().next(), Some(Duration::from_millis(50)));
+///
+/// let fibonacci = backoff_fn(|| FibonacciBuilder::default().with_jitter().build());
+/// let policy = RetryPolicy::new().backoff(fibonacci);
 /// ```
-pub trait Backoff {
-    /// A fresh sequence of delays for one request.
-    fn delays(&self) -> impl Iterator<Item = Duration> + Send + 'static;
-}
-
-impl<F, I> Backoff for F
+pub fn backoff_fn<F, I>(delays: F) -> BackoffFn<F>
 where
-    F: Fn() -> I,
+    F: Fn() -> I + Send + Sync,
     I: Iterator<Item = Duration> + Send + 'static,
 {
-    fn delays(&self) -> impl Iterator<Item = Duration> + Send + 'static {
-        self()
+    BackoffFn(delays)
+}
+
+/// A backoff strategy made from a closure, returned by [`backoff_fn`].
+#[derive(Clone, Copy)]
+pub struct BackoffFn<F>(F);
+
+impl<F, I> Backoff for BackoffFn<F>
+where
+    F: Fn() -> I + Send + Sync,
+    I: Iterator<Item = Duration> + Send + 'static,
+{
+    fn delays(&self) -> Delays {
+        Box::new((self.0)())
+    }
+}
+
+impl<F> fmt::Debug for BackoffFn<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackoffFn").finish_non_exhaustive()
     }
 }
 
@@ -76,7 +145,7 @@ impl ExponentialBackoff {
     /// Makes the delays the same in each run: the first request that needs a delay gets the first
     /// sequence of this seed, the next one the second, and so on, counted over all clones.
     #[must_use]
-    pub fn seed(mut self, seed: u64) -> Self {
+    pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = Some(Seed {
             seed,
             requests: Arc::default(),
@@ -115,18 +184,18 @@ impl fmt::Debug for ExponentialBackoff {
 }
 
 impl Backoff for ExponentialBackoff {
-    fn delays(&self) -> impl Iterator<Item = Duration> + Send + 'static {
+    fn delays(&self) -> Delays {
         let schedule = self.clone();
         let mut rng = match &self.seed {
             Some(seed) => seed.next(),
             None => fastrand::Rng::new(),
         };
         let mut retry = 0_u32;
-        std::iter::from_fn(move || {
+        Box::new(std::iter::from_fn(move || {
             let ceiling = schedule.ceiling(retry);
             retry = retry.saturating_add(1);
-            Some(up_to(ceiling, &mut rng))
-        })
+            Some(jitter(ceiling, &mut rng))
+        }))
     }
 }
 
@@ -145,7 +214,7 @@ impl Seed {
     }
 }
 
-fn up_to(ceiling: Duration, rng: &mut fastrand::Rng) -> Duration {
+fn jitter(ceiling: Duration, rng: &mut fastrand::Rng) -> Duration {
     const NANOS_PER_SEC: u128 = 1_000_000_000;
     let nanos = rng.u128(0..=ceiling.as_nanos());
     // Both fit: the draw is no larger than a `Duration`.
@@ -162,53 +231,14 @@ fn up_to(ceiling: Duration, rng: &mut fastrand::Rng) -> Duration {
 #[cfg_attr(docsrs, doc(cfg(feature = "backoff")))]
 impl<C> Backoff for ::backoff::exponential::ExponentialBackoff<C>
 where
-    C: ::backoff::Clock + Clone + Send + 'static,
+    C: ::backoff::Clock + Clone + fmt::Debug + Send + Sync + 'static,
 {
-    fn delays(&self) -> impl Iterator<Item = Duration> + Send + 'static {
+    fn delays(&self) -> Delays {
         use ::backoff::backoff::Backoff as _;
 
         let mut schedule = self.clone();
         schedule.reset();
-        std::iter::from_fn(move || schedule.next_backoff())
-    }
-}
-
-/// Any schedule of the crate `backoff`, from a closure that makes one for each request.
-///
-/// A factory, because not all of that crate's schedules are `Clone`.
-///
-/// ```
-/// use ::backoff::backoff::Constant;
-/// use std::time::Duration;
-/// use tower_http_retry::{Backoff, backoff::from_factory};
-///
-/// let schedule = from_factory(|| Constant::new(Duration::from_millis(5)));
-/// assert_eq!(schedule.delays().nth(7), Some(Duration::from_millis(5)));
-/// ```
-#[cfg(feature = "backoff")]
-#[cfg_attr(docsrs, doc(cfg(feature = "backoff")))]
-pub fn from_factory<F, S>(make: F) -> impl Backoff + Send + Sync + 'static
-where
-    F: Fn() -> S + Send + Sync + 'static,
-    S: ::backoff::backoff::Backoff + Send + 'static,
-{
-    move || {
-        let mut schedule = make();
-        std::iter::from_fn(move || schedule.next_backoff())
-    }
-}
-
-/// The delays of one request, whatever the schedule.
-pub(crate) type Delays = Box<dyn Iterator<Item = Duration> + Send>;
-
-/// A [`Backoff`] behind a pointer: asked only when there is something to retry.
-pub(crate) trait DynBackoff: Send + Sync {
-    fn boxed_delays(&self) -> Delays;
-}
-
-impl<T: Backoff + Send + Sync> DynBackoff for T {
-    fn boxed_delays(&self) -> Delays {
-        Box::new(self.delays())
+        Box::new(std::iter::from_fn(move || schedule.next_backoff()))
     }
 }
 
@@ -246,7 +276,7 @@ mod tests {
     fn no_two_requests_share_their_delays_whether_seeded_or_not() {
         for schedule in [
             ExponentialBackoff::default(),
-            ExponentialBackoff::default().seed(7),
+            ExponentialBackoff::default().with_seed(7),
         ] {
             let first: Vec<_> = schedule.delays().take(8).collect();
             let second: Vec<_> = schedule.clone().delays().take(8).collect();
@@ -257,7 +287,7 @@ mod tests {
     #[test]
     fn a_seed_repeats_the_run() {
         let run = |seed| {
-            let schedule = ExponentialBackoff::default().seed(seed);
+            let schedule = ExponentialBackoff::default().with_seed(seed);
             let requests = (0..4).flat_map(|_| schedule.delays().take(5));
             requests.collect::<Vec<_>>()
         };
@@ -276,7 +306,11 @@ mod tests {
             let delays: Vec<_> = exponential.delays().take(2).collect();
             assert_eq!(delays, [500 * MS, 750 * MS]);
         }
-        let stop = from_factory(|| ::backoff::backoff::Stop {});
+        use ::backoff::backoff::Backoff as _;
+        let stop = backoff_fn(|| {
+            let mut stop = ::backoff::backoff::Stop {};
+            std::iter::from_fn(move || stop.next_backoff())
+        });
         assert_eq!(stop.delays().next(), None);
     }
 
@@ -284,7 +318,7 @@ mod tests {
     fn schedules_of_backon_are_schedules() {
         use backon::{BackoffBuilder, ConstantBuilder};
 
-        let schedule = || ConstantBuilder::default().with_max_times(2).build();
+        let schedule = backoff_fn(|| ConstantBuilder::default().with_max_times(2).build());
         assert_eq!(schedule.delays().count(), 2);
         assert_eq!(schedule.delays().count(), 2);
     }
@@ -301,7 +335,7 @@ mod tests {
             seed: u64,
         ) {
             let (base, cap) = (Duration::from_nanos(base), Duration::from_nanos(cap));
-            let schedule = ExponentialBackoff::new(base, cap).seed(seed);
+            let schedule = ExponentialBackoff::new(base, cap).with_seed(seed);
             for (n, delay) in (0..).zip(schedule.delays().take(40)) {
                 prop_assert!(delay <= schedule.ceiling(n) && delay <= cap);
             }
@@ -310,7 +344,7 @@ mod tests {
         #[test]
         fn whole_second_bases_are_jittered_too(seconds in 1u64..5, seed: u64) {
             let base = Duration::from_secs(seconds);
-            let schedule = ExponentialBackoff::new(base, Duration::from_secs(60)).seed(seed);
+            let schedule = ExponentialBackoff::new(base, Duration::from_secs(60)).with_seed(seed);
             let firsts: Vec<_> = (0..64).filter_map(|_| schedule.delays().next()).collect();
             prop_assert!(firsts.iter().any(|delay| *delay < base / 2));
             prop_assert!(firsts.iter().any(|delay| *delay > base / 2));

@@ -9,7 +9,7 @@ use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
 /// A budget of tokens that bounds the retries of all requests that share it.
 ///
 /// It starts full. A retry costs [`cost`](Self::new) tokens and is refused where they are not there
-/// ([`StopReason::BudgetExhausted`](crate::StopReason::BudgetExhausted)). An answer to a first attempt
+/// ([`GiveUpReason::BudgetExhausted`](crate::GiveUpReason::BudgetExhausted)). An answer to a first attempt
 /// that is no failure worth retrying (a 404 too: the server is alive) gives 1 token; such an answer to
 /// a retry gives back what that retry cost. So retries are paid by such answers, and an outage, which
 /// brings none, cannot pay for them: Bronson et al., "Metastable Failures in Distributed Systems", HotOS
@@ -36,7 +36,7 @@ use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
 /// # fn main() -> Result<(), tower_http_retry::InvalidBudget> {
 /// let budget = RetryBudget::new(500, 14)?;
 /// let layer = RetryLayer::new(RetryPolicy::new().budget(budget.clone()));
-/// assert_eq!(budget.tokens(), Some(500));
+/// assert_eq!(budget.balance(), Some(500));
 /// # Ok(())
 /// # }
 /// ```
@@ -48,7 +48,7 @@ pub struct RetryBudget {
 struct Shared {
     tokens: Tokens,
     withdrawals: AtomicU64,
-    refusals: AtomicU64,
+    overdrafts: AtomicU64,
 }
 
 enum Tokens {
@@ -83,7 +83,7 @@ impl RetryBudget {
     /// use tower_http_retry::{RetryBudget, RetryPolicy};
     ///
     /// let budget = RetryBudget::from_tower(TpsBudget::default());
-    /// assert_eq!(budget.tokens(), None); // it does not tell
+    /// assert_eq!(budget.balance(), None); // it does not tell
     /// let policy = RetryPolicy::new().budget(budget);
     /// ```
     pub fn from_tower(budget: impl Budget + Send + Sync + 'static) -> Self {
@@ -95,13 +95,13 @@ impl RetryBudget {
             shared: Arc::new(Shared {
                 tokens,
                 withdrawals: AtomicU64::new(0),
-                refusals: AtomicU64::new(0),
+                overdrafts: AtomicU64::new(0),
             }),
         }
     }
 
     /// The tokens left; `None` for a budget of tower's, which does not tell.
-    pub fn tokens(&self) -> Option<u32> {
+    pub fn balance(&self) -> Option<u32> {
         match &self.shared.tokens {
             Tokens::Own(bucket) => Some(bucket.tokens()),
             Tokens::Tower(_) => None,
@@ -114,19 +114,19 @@ impl RetryBudget {
     }
 
     /// How many retries have been refused since the budget was made.
-    pub fn refusals(&self) -> u64 {
-        self.shared.refusals.load(Ordering::Relaxed)
+    pub fn overdrafts(&self) -> u64 {
+        self.shared.overdrafts.load(Ordering::Relaxed)
     }
 
     /// Takes what a retry costs; `None` where it is not there.
-    pub(crate) fn withdraw(&self) -> Option<Withdrawal> {
+    pub(crate) fn try_withdraw(&self) -> Option<Withdrawal> {
         let paid = match &self.shared.tokens {
             Tokens::Own(bucket) => bucket.withdraw(),
             Tokens::Tower(budget) => budget.withdraw(),
         };
         let count = match paid {
             true => &self.shared.withdrawals,
-            false => &self.shared.refusals,
+            false => &self.shared.overdrafts,
         };
         count.fetch_add(1, Ordering::Relaxed);
         // Made only where it was paid: dropped, it would give back what was never taken.
@@ -139,9 +139,9 @@ impl RetryBudget {
     /// An answer came that is no failure worth retrying, to a retry that cost tokens or to another
     /// attempt.
     #[inline]
-    pub(crate) fn deposit(&self, to_paid_retry: bool) {
+    pub(crate) fn deposit(&self, refund_retry: bool) {
         match &self.shared.tokens {
-            Tokens::Own(bucket) => bucket.deposit(match to_paid_retry {
+            Tokens::Own(bucket) => bucket.deposit(match refund_retry {
                 true => bucket.cost.get(),
                 false => 1,
             }),
@@ -166,9 +166,9 @@ impl RetryBudget {
 ///
 /// let budget = RetryBudget::default();
 /// assert!(retry_by_hand(&budget));
-/// assert_eq!(budget.tokens(), Some(40));
+/// assert_eq!(budget.balance(), Some(40));
 /// Budget::deposit(&budget);
-/// assert_eq!(budget.tokens(), Some(41));
+/// assert_eq!(budget.balance(), Some(41));
 /// ```
 impl Budget for RetryBudget {
     fn deposit(&self) {
@@ -177,7 +177,7 @@ impl Budget for RetryBudget {
     }
 
     fn withdraw(&self) -> bool {
-        let paid = Self::withdraw(self);
+        let paid = Self::try_withdraw(self);
         paid.map(Withdrawal::spend).is_some()
     }
 }
@@ -192,9 +192,9 @@ impl Default for RetryBudget {
 impl fmt::Debug for RetryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RetryBudget")
-            .field("tokens", &self.tokens())
+            .field("balance", &self.balance())
             .field("withdrawals", &self.withdrawals())
-            .field("refusals", &self.refusals())
+            .field("overdrafts", &self.overdrafts())
             .finish()
     }
 }
@@ -294,16 +294,16 @@ mod tests {
             let error = RetryBudget::new(capacity, cost).unwrap_err();
             assert_eq!(error, InvalidBudget { capacity, cost });
         }
-        assert_eq!(RetryBudget::new(10, 10).unwrap().tokens(), Some(10));
+        assert_eq!(RetryBudget::new(10, 10).unwrap().balance(), Some(10));
     }
 
     #[test]
     fn it_pays_for_as_many_retries_as_it_has_tokens_and_counts_them() {
         let budget = RetryBudget::default();
-        let paid: Vec<_> = (0..8).map_while(|_| budget.withdraw()).collect();
+        let paid: Vec<_> = (0..8).map_while(|_| budget.try_withdraw()).collect();
         assert_eq!(paid.len(), 5);
-        assert_eq!(budget.tokens(), Some(0));
-        assert_eq!((budget.withdrawals(), budget.refusals()), (5, 1));
+        assert_eq!(budget.balance(), Some(0));
+        assert_eq!((budget.withdrawals(), budget.overdrafts()), (5, 1));
         for (sent, withdrawal) in paid.into_iter().enumerate() {
             match sent {
                 0..2 => withdrawal.spend(),
@@ -311,11 +311,11 @@ mod tests {
             }
         }
         // Of five, two were sent.
-        assert_eq!(budget.tokens(), Some(30));
+        assert_eq!(budget.balance(), Some(30));
         budget.deposit(false);
-        assert_eq!(budget.tokens(), Some(31));
+        assert_eq!(budget.balance(), Some(31));
         budget.deposit(true);
-        assert_eq!(budget.tokens(), Some(41));
+        assert_eq!(budget.balance(), Some(41));
     }
 
     #[test]
@@ -323,10 +323,10 @@ mod tests {
         use tower::retry::budget::TpsBudget;
         let tps = TpsBudget::new(std::time::Duration::from_secs(10), 0, 1.0);
         let budget = RetryBudget::from_tower(tps);
-        assert!(budget.withdraw().is_none());
+        assert!(budget.try_withdraw().is_none());
         budget.deposit(false);
-        assert!(budget.withdraw().is_some());
-        assert!(budget.withdraw().is_none());
+        assert!(budget.try_withdraw().is_some());
+        assert!(budget.try_withdraw().is_none());
     }
 
     proptest! {
@@ -341,7 +341,7 @@ mod tests {
             let (mut spent, mut given) = (0_u64, 0_u64);
             for (step, index) in steps {
                 match step {
-                    0 => open.extend(budget.withdraw()),
+                    0 => open.extend(budget.try_withdraw()),
                     1 => {
                         budget.deposit(false);
                         given += 1;
@@ -360,7 +360,7 @@ mod tests {
                         }
                     }
                 }
-                let tokens = budget.tokens().unwrap();
+                let tokens = budget.balance().unwrap();
                 prop_assert!(tokens <= capacity);
                 let held = open.len() as u64 * u64::from(cost);
                 prop_assert!(u64::from(tokens) + held + spent <= u64::from(capacity) + given);

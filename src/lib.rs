@@ -15,17 +15,17 @@
 //! A success at the first attempt is passed through untouched. After a failure the layer decides, in
 //! this order:
 //!
-//! 1. A `WWW-Authenticate` header says `invalid_token`: [`StopReason::InvalidToken`].
-//! 2. The class says never: [`StopReason::NotRetryable`].
-//! 3. The retries are used up or the schedule has ended: [`StopReason::RetriesExhausted`].
+//! 1. A `WWW-Authenticate` header says `invalid_token`: [`GiveUpReason::InvalidToken`].
+//! 2. The class says never: [`GiveUpReason::NotRetryable`].
+//! 3. The retries are used up or the schedule has ended: [`GiveUpReason::RetriesExhausted`].
 //! 4. The server might have acted on the request, and repeating it is not safe:
-//!    [`StopReason::NotIdempotent`].
-//! 5. The request body cannot be sent again whole: [`StopReason::BodyNotReplayable`].
+//!    [`GiveUpReason::NotIdempotent`].
+//! 5. The request body cannot be sent again whole: [`GiveUpReason::BodyNotReplayable`].
 //! 6. The wait, which is the server's `Retry-After` plus the next delay of the schedule, would end
-//!    past the deadline ([`RetryPolicy::max_elapsed`]): [`StopReason::DeadlineExceeded`], now and not
+//!    past the deadline ([`RetryPolicy::max_elapsed`]): [`GiveUpReason::DeadlineExceeded`], now and not
 //!    after sleeping.
-//! 7. The user's own function says no ([`RetryPolicy::retry_if`]): [`StopReason::Vetoed`].
-//! 8. The budget has nothing left: [`StopReason::BudgetExhausted`].
+//! 7. The user's own function says no ([`RetryPolicy::retry_filter`]): [`GiveUpReason::Vetoed`].
+//! 8. The budget has nothing left: [`GiveUpReason::BudgetExhausted`].
 //!
 //! A response that is stopped so reaches the caller unread. Otherwise the start of its body is looked
 //! into: `"error": "invalid_token"` stops too, and the caller gets the response whole. The rest is
@@ -33,7 +33,7 @@
 //! failure, and the inner service is made ready for the next attempt.
 //!
 //! With a [`RateGate`], each attempt waits for its turn first; where that would come past the deadline,
-//! the call ends with a 429 of the layer's own ([`StopReason::RateGated`]).
+//! the call ends with a 429 of the layer's own ([`GiveUpReason::RateGated`]).
 //!
 //! # Example
 //!
@@ -65,7 +65,7 @@
 //! let request = Request::get("http://api.example/accounts").body(Empty::<Bytes>::new())?;
 //! let response = client.ready().await?.call(request).await?;
 //! assert_eq!(response.status(), StatusCode::OK);
-//! assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+//! assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
 //! # Ok(())
 //! # }
 //! ```
@@ -79,7 +79,7 @@
 //! `server.address`, `server.port`, `error.type`. `url.full` is left out on purpose: it may hold
 //! secrets. Before each retry the event `retrying` (DEBUG), and at the end of a failure `giving up`
 //! (DEBUG where the first attempt's failure was not to be retried, otherwise WARN). The first has the
-//! fields `error.type`, `delay` and `http.request.resend_count`; the second `stop_reason`, `attempts` and
+//! fields `error.type`, `delay` and `http.request.resend_count`; the second `give_up_reason`, `attempts` and
 //! `waited`.
 //!
 //! # Features
@@ -103,76 +103,59 @@
     )
 )]
 
-mod layer;
-
-mod service;
-
-pub mod future;
-
-mod head;
+mod retry;
 
 mod body;
 
 mod classify;
 
-mod invalid_token;
-
-mod transport;
-
 mod policy;
-
-#[cfg(feature = "serde")]
-mod settings;
-
-mod idempotency;
 
 mod retry_after;
 
-pub mod backoff;
+mod backoff;
 
 mod budget;
 
-mod gate;
+mod rate_gate;
 
 mod outcome;
 
-mod observe;
-
-mod events;
-
-mod meter;
+mod telemetry;
 
 mod error_for_status;
 
-mod error;
-
 mod sync;
 
+/// The futures of [`Retry`] and [`ErrorForStatus`].
+pub mod future {
+    pub use crate::{error_for_status::ErrorForStatusFuture, retry::ResponseFuture};
+}
+
 pub use self::{
-    backoff::{Backoff, ExponentialBackoff},
+    backoff::{Backoff, BackoffFn, Delays, ExponentialBackoff, backoff_fn},
     body::{ReplayBody, ResponseBody, Superseded},
     budget::{InvalidBudget, RetryBudget},
     classify::{
-        ApiErrorsAsFailures, ApiFailureClass, ApiFailureKind, InvalidStatus, Retryability,
+        ApiErrorsAsFailures, ApiFailureClass, FailureKind, InvalidStatus, Retryability,
         RetryableFailure,
     },
-    error::{ApiError, Error, TransportError},
-    error_for_status::{ErrorForStatus, ErrorForStatusLayer, error_for_status},
-    events::{GiveUpEvent, RetryEvent},
-    gate::RateGate,
-    idempotency::IdempotencyKey,
-    layer::RetryLayer,
-    outcome::{OutcomeHandle, RetryOutcome, StopReason},
-    policy::{RequestOptions, RetryPolicy},
-    service::Retry,
+    error_for_status::{
+        ApiError, Error, ErrorForStatus, ErrorForStatusLayer, TransportError, error_for_status,
+    },
+    outcome::{GiveUpReason, OutcomeHandle, RetryOutcome},
+    policy::{IdempotencyKey, RequestOptions, RetryPolicy},
+    rate_gate::RateGate,
+    retry::{Retry, RetryLayer},
+    telemetry::{GiveUpEvent, RetryEvent},
 };
 
-#[cfg(feature = "metrics")]
-#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
-pub use self::meter::describe_metrics;
 #[cfg(feature = "serde")]
 #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
-pub use self::settings::{InvalidSettings, RetrySettings};
+pub use self::policy::{InvalidSettings, RetrySettings};
+#[cfg(feature = "metrics")]
+#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+pub use self::telemetry::describe_metrics;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

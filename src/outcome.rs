@@ -11,7 +11,7 @@ use http::{Extensions, Response};
 /// What the layer did for one request.
 ///
 /// It stands in the extensions of every response that is a failure or that was retried; a success
-/// at the first attempt is passed through untouched and carries none, and [`of`](Self::of) answers
+/// at the first attempt is passed through untouched and carries none, and [`from_response`](Self::from_response) answers
 /// for it. Where the last attempt ended in an inner error there is no response to carry it: put an
 /// [`OutcomeHandle`] into the request.
 ///
@@ -19,43 +19,43 @@ use http::{Extensions, Response};
 /// use tower_http_retry::RetryOutcome;
 ///
 /// let response = http::Response::new(());
-/// let outcome = RetryOutcome::of(&response);
-/// assert_eq!((outcome.attempts(), outcome.stop_reason()), (1, None));
+/// let outcome = RetryOutcome::from_response(&response);
+/// assert_eq!((outcome.attempts(), outcome.give_up_reason()), (1, None));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryOutcome {
     pub(crate) attempts: u32,
     pub(crate) waited: Duration,
-    pub(crate) stop: Option<StopReason>,
+    pub(crate) stop: Option<GiveUpReason>,
     pub(crate) retry_after: Option<Duration>,
 }
 
 impl RetryOutcome {
     /// The outcome that `response` carries, or that of a success at the first attempt.
-    pub fn of<B>(response: &Response<B>) -> Self {
-        Self::in_extensions(response.extensions())
+    pub fn from_response<B>(response: &Response<B>) -> Self {
+        Self::from_extensions(response.extensions())
     }
 
-    /// As [`of`](Self::of), for responses of other types that keep the extensions, such as tonic's and
+    /// As [`from_response`](Self::from_response), for responses of other types that keep the extensions, such as tonic's and
     /// reqwest's.
     ///
     /// ```
     /// use tower_http_retry::RetryOutcome;
     ///
-    /// let outcome = RetryOutcome::in_extensions(&http::Extensions::new());
+    /// let outcome = RetryOutcome::from_extensions(&http::Extensions::new());
     /// assert_eq!(outcome.attempts(), 1);
     /// ```
-    pub fn in_extensions(extensions: &Extensions) -> Self {
-        extensions.get().copied().unwrap_or(Self::FIRST_TRY)
+    pub fn from_extensions(extensions: &Extensions) -> Self {
+        extensions.get().copied().unwrap_or(Self::FIRST_ATTEMPT)
     }
 
     /// The inner service did not even get ready.
-    pub(crate) const UNSENT: Self = Self {
+    pub(crate) const NOT_SENT: Self = Self {
         attempts: 0,
-        ..Self::FIRST_TRY
+        ..Self::FIRST_ATTEMPT
     };
 
-    pub(crate) const FIRST_TRY: Self = Self {
+    pub(crate) const FIRST_ATTEMPT: Self = Self {
         attempts: 1,
         waited: Duration::ZERO,
         stop: None,
@@ -70,13 +70,13 @@ impl RetryOutcome {
 
     /// The time between attempts, from the arrival of a failed response's head (or of an error) to
     /// the end of the wait, summed up; without time at the rate gate, or until the service is ready.
-    pub fn waited(&self) -> Duration {
+    pub fn total_delay(&self) -> Duration {
         self.waited
     }
 
     /// Why the layer stopped; `None` where the last response is no failure, or where the call was dropped
     /// before it ended.
-    pub fn stop_reason(&self) -> Option<StopReason> {
+    pub fn give_up_reason(&self) -> Option<GiveUpReason> {
         self.stop
     }
 
@@ -94,13 +94,13 @@ impl RetryOutcome {
 /// Its text, in [`Display`](fmt::Display) as in events and metrics, is snake_case.
 ///
 /// ```
-/// use tower_http_retry::StopReason;
+/// use tower_http_retry::GiveUpReason;
 ///
-/// assert_eq!(StopReason::RetriesExhausted.to_string(), "retries_exhausted");
+/// assert_eq!(GiveUpReason::RetriesExhausted.to_string(), "retries_exhausted");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum StopReason {
+pub enum GiveUpReason {
     /// The contract says that this failure is not to be retried; or the inner service did not get
     /// ready again, and its error is final.
     NotRetryable,
@@ -120,11 +120,11 @@ pub enum StopReason {
     /// The rate gate would let the request out only after the deadline. The response is the layer's own,
     /// not the server's: a 429 without a body, whose `Retry-After` is the time at which to come back.
     RateGated,
-    /// The user's own function said no: [`RetryPolicy::retry_if`](crate::RetryPolicy::retry_if).
+    /// The user's own function said no: [`RetryPolicy::retry_filter`](crate::RetryPolicy::retry_filter).
     Vetoed,
 }
 
-impl StopReason {
+impl GiveUpReason {
     /// The reason as text, as events and metrics carry it.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -141,7 +141,7 @@ impl StopReason {
     }
 }
 
-impl fmt::Display for StopReason {
+impl fmt::Display for GiveUpReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -160,7 +160,7 @@ impl fmt::Display for StopReason {
 /// use http_body_util::Empty;
 /// use std::io;
 /// use tower::{Layer, ServiceExt, service_fn};
-/// use tower_http_retry::{OutcomeHandle, ReplayBody, RetryLayer, StopReason};
+/// use tower_http_retry::{OutcomeHandle, ReplayBody, RetryLayer, GiveUpReason};
 ///
 /// # #[tokio::main] async fn main() {
 /// type Body = Empty<Bytes>;
@@ -171,8 +171,8 @@ impl fmt::Display for StopReason {
 /// let mut request = Request::new(Body::new());
 /// request.extensions_mut().insert(handle.clone());
 /// assert!(client.oneshot(request).await.is_err());
-/// let stop_reason = handle.get().and_then(|outcome| outcome.stop_reason());
-/// assert_eq!(stop_reason, Some(StopReason::NotRetryable));
+/// let give_up_reason = handle.get().and_then(|outcome| outcome.give_up_reason());
+/// assert_eq!(give_up_reason, Some(GiveUpReason::NotRetryable));
 /// # }
 /// ```
 #[derive(Clone, Debug, Default)]
@@ -195,7 +195,7 @@ impl OutcomeHandle {
         *self.lock() = Some(outcome);
     }
 
-    pub(crate) fn set_if_empty(&self, outcome: impl FnOnce() -> RetryOutcome) {
+    pub(crate) fn get_or_insert_with(&self, outcome: impl FnOnce() -> RetryOutcome) {
         self.lock().get_or_insert_with(outcome);
     }
 

@@ -18,8 +18,8 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use tokio::time::Instant;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http_retry::{
-    ApiError, ApiFailureKind as Kind, Error, ErrorForStatusLayer, OutcomeHandle, RetryLayer,
-    RetryOutcome, RetryPolicy, StopReason, error_for_status,
+    ApiError, Error, ErrorForStatusLayer, FailureKind as Kind, GiveUpReason, OutcomeHandle,
+    RetryLayer, RetryOutcome, RetryPolicy, backoff_fn, error_for_status,
 };
 
 type Reply = UnsyncBoxBody<Bytes, io::Error>;
@@ -134,11 +134,11 @@ async fn every_row_of_the_contract_has_its_kind() {
     ] {
         let error = api_error(reply_text(status, r#"{"message":"no amount"}"#)).await;
         assert_eq!(error.kind(), kind);
-        assert_eq!(error.http_status().as_u16(), status);
+        assert_eq!(error.status().as_u16(), status);
         assert_eq!(error.is_retryable(), retryable, "{status}");
         assert_eq!(error.to_string(), line);
         let outcome = error.outcome();
-        assert_eq!((outcome.attempts(), outcome.stop_reason()), (1, None));
+        assert_eq!((outcome.attempts(), outcome.give_up_reason()), (1, None));
     }
 }
 
@@ -148,12 +148,12 @@ async fn the_error_object_is_read_and_decides_invalid_token_on_any_status() {
         let error = api_error(reply_text(status, TOKEN_ERROR)).await;
         assert_eq!(error.kind(), Kind::InvalidToken);
         assert!(error.is_invalid_token() && !error.is_retryable());
-        assert_eq!(error.error(), Some("invalid_token"));
+        assert_eq!(error.error_code(), Some("invalid_token"));
         assert_eq!(error.code(), Some("unauthorized.bad_access_token.expired"));
         assert_eq!(error.message(), Some("Unauthorised"));
         assert_eq!(error.error_description(), Some("It has expired"));
         assert_eq!(error.body(), TOKEN_ERROR);
-        assert!(!error.is_body_cut());
+        assert!(!error.is_body_truncated());
     }
     let mut only_in_header = reply_text(401, "");
     let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
@@ -206,12 +206,19 @@ async fn a_malformed_body_still_gives_the_error_of_the_status() {
     for body in strange {
         let error = api_error(reply_text(401, body)).await;
         assert_eq!(error.kind(), Kind::Unauthorized, "{body:.60}");
-        assert_eq!((error.error(), error.message()), (None, None), "{body:.60}");
+        assert_eq!(
+            (error.error_code(), error.message()),
+            (None, None),
+            "{body:.60}"
+        );
         assert_eq!(error.body(), body);
     }
     let not_utf8 = Full::from(Bytes::from_static(b"{\"error\":\"invalid_token\xff\"}"));
     let error = api_error(reply(401, not_utf8)).await;
-    assert_eq!((error.kind(), error.error()), (Kind::Unauthorized, None));
+    assert_eq!(
+        (error.kind(), error.error_code()),
+        (Kind::Unauthorized, None)
+    );
     assert_eq!(error.body().len(), 26);
 }
 
@@ -222,7 +229,7 @@ async fn a_compressed_body_is_kept_and_not_taken_for_json() {
     response.headers_mut().insert("content-encoding", gzip);
     let error = api_error(response).await;
     assert_eq!(
-        (error.kind(), error.json_body()),
+        (error.kind(), error.json_value()),
         (Kind::Unauthorized, None)
     );
     assert_eq!(error.body(), TOKEN_ERROR);
@@ -237,7 +244,7 @@ async fn a_body_that_breaks_off_is_kept_as_far_as_it_came() {
     let error = api_error(reply(500, StreamBody::new(stream::iter(frames)))).await;
     assert_eq!(error.kind(), Kind::InternalServerError);
     assert_eq!(error.body(), "{\"message\":");
-    assert!(error.is_body_cut());
+    assert!(error.is_body_truncated());
 }
 
 #[tokio::test]
@@ -252,7 +259,7 @@ async fn a_body_of_a_gibibyte_is_never_read_whole() {
     let error = api_error(reply(500, StreamBody::new(gibibyte))).await;
     assert_eq!(error.body().len(), 64 * 1024);
     assert_eq!(read.load(Ordering::Relaxed), 64 * 1024);
-    assert!(error.is_body_cut());
+    assert!(error.is_body_truncated());
 }
 
 trait MapChunks: futures_util::Stream + Sized {
@@ -300,7 +307,7 @@ async fn the_limit_can_be_set_and_a_body_that_just_fits_is_not_cut() {
             panic!("400 is the API's error")
         };
         assert_eq!(
-            (error.body().len(), error.is_body_cut()),
+            (error.body().len(), error.is_body_truncated()),
             (limit.min(4), cut)
         );
     }
@@ -314,7 +321,8 @@ fn retrying(
         Future: Send,
     > + Clone,
 ) -> impl Service<Request<Full<Bytes>>, Response = impl Sized, Error = Error> {
-    let policy = RetryPolicy::new().backoff(|| std::iter::repeat(Duration::from_secs(1)));
+    let policy =
+        RetryPolicy::new().backoff(backoff_fn(|| std::iter::repeat(Duration::from_secs(1))));
     ServiceBuilder::new()
         .layer(ErrorForStatusLayer::new())
         .layer(RetryLayer::new(policy))
@@ -334,8 +342,11 @@ async fn with_the_retry_layer_the_error_tells_of_the_attempts() {
     };
     let outcome = error.outcome();
     assert_eq!(outcome.attempts(), 4);
-    assert_eq!(outcome.waited(), Duration::from_secs(9));
-    assert_eq!(outcome.stop_reason(), Some(StopReason::RetriesExhausted));
+    assert_eq!(outcome.total_delay(), Duration::from_secs(9));
+    assert_eq!(
+        outcome.give_up_reason(),
+        Some(GiveUpReason::RetriesExhausted)
+    );
     assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
     assert_eq!(
         error.to_string(),
@@ -351,8 +362,14 @@ async fn a_transport_error_keeps_its_source_and_tells_of_the_attempts() {
     let Err(Error::Transport(error)) = client.oneshot(Request::new(Full::default())).await else {
         panic!("no answer came")
     };
-    assert_eq!((error.kind(), error.attempts()), (Kind::Interrupted, 4));
-    assert_eq!(error.stop_reason(), Some(StopReason::RetriesExhausted));
+    assert_eq!(
+        (error.kind(), error.outcome().attempts()),
+        (Kind::Disconnected, 4)
+    );
+    assert_eq!(
+        error.outcome().give_up_reason(),
+        Some(GiveUpReason::RetriesExhausted)
+    );
     assert_eq!(
         error.to_string(),
         "the connection broke before the answer was complete (4 attempts)"
@@ -362,7 +379,7 @@ async fn a_transport_error_keeps_its_source_and_tells_of_the_attempts() {
         source.map(io::Error::kind),
         Some(io::ErrorKind::ConnectionReset)
     );
-    assert!(error.get_ref().is::<io::Error>());
+    assert!(error.inner().is::<io::Error>());
     assert!(error.into_inner().downcast::<io::Error>().is_ok());
 }
 
@@ -376,7 +393,7 @@ async fn an_outcome_of_an_earlier_call_is_not_told_again() {
     for _ in 0..2 {
         let error = client.clone().oneshot(request.clone()).await.unwrap_err();
         let outcome = error.outcome();
-        assert_eq!((outcome.attempts(), outcome.stop_reason()), (1, None));
+        assert_eq!((outcome.attempts(), outcome.give_up_reason()), (1, None));
     }
 }
 
@@ -403,8 +420,8 @@ async fn a_call_that_is_given_up_from_outside_tells_of_the_attempts_made() {
     let error = client.oneshot(request).await.unwrap_err();
     assert_eq!(error.to_string(), "no answer in time (3 attempts)");
     let outcome = error.outcome();
-    assert_eq!((outcome.attempts(), outcome.stop_reason()), (3, None));
-    assert!(!outcome.waited().is_zero());
+    assert_eq!((outcome.attempts(), outcome.give_up_reason()), (3, None));
+    assert!(!outcome.total_delay().is_zero());
 }
 
 #[tokio::test]
@@ -440,7 +457,7 @@ async fn an_error_while_getting_ready_is_of_no_attempt() {
     let error = client.oneshot(Request::new(())).await.unwrap_err();
     assert_eq!(
         (error.kind(), error.outcome().attempts()),
-        (Kind::Connect, 0)
+        (Kind::NotSent, 0)
     );
     assert_eq!(
         error.to_string(),
@@ -488,5 +505,8 @@ fn errors_go_where_errors_go() {
     check::<Error>();
     check::<ApiError>();
     let _: fn(Error) -> BoxError = BoxError::from;
-    assert_eq!(RetryOutcome::of(&Response::new(())).attempts(), 1);
+    assert_eq!(
+        RetryOutcome::from_response(&Response::new(())).attempts(),
+        1
+    );
 }

@@ -18,8 +18,8 @@ use http_body_util::{BodyExt, Empty};
 use tokio::{task::JoinHandle, time::Instant};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
 use tower_http_retry::{
-    ErrorForStatusLayer, RateGate, ReplayBody, ResponseBody, RetryBudget, RetryLayer, RetryOutcome,
-    RetryPolicy, StopReason,
+    ErrorForStatusLayer, GiveUpReason, RateGate, ReplayBody, ResponseBody, RetryBudget, RetryLayer,
+    RetryOutcome, RetryPolicy, backoff_fn,
 };
 
 type Answer = Response<Empty<Bytes>>;
@@ -85,7 +85,7 @@ fn client(
 fn policy(gate: &RateGate) -> RetryPolicy {
     RetryPolicy::new()
         .rate_gate(gate.clone())
-        .backoff(|| std::iter::repeat(Duration::ZERO))
+        .backoff(backoff_fn(|| std::iter::repeat(Duration::ZERO)))
 }
 
 fn answer(status: u16) -> Answer {
@@ -143,17 +143,17 @@ async fn while_it_is_closed_no_attempt_leaves_and_then_they_leave_in_order_and_p
     });
     let mut calls = vec![start(&client, "/first").await];
     tokio::time::sleep(20 * MS).await;
-    assert_eq!(gate.closed_for(), Some(2 * SECOND - 10 * MS));
+    assert_eq!(gate.time_until_open(), Some(2 * SECOND - 10 * MS));
     for path in ["/a", "/b", "/c", "/d"] {
         calls.push(start(&client, path).await);
     }
     // The first keeps its place, in which it joins when its own wait is over.
-    assert_eq!(gate.waiting(), 4);
+    assert_eq!(gate.queue_len(), 4);
     let answers = all(calls).await;
     assert_eq!(log.paths(), ["/first", "/first", "/a", "/b", "/c", "/d"]);
     let times = log.times();
     assert!(times[1..].iter().all(|time| *time >= 2 * SECOND + 10 * MS));
-    let interval = gate.interval().unwrap();
+    let interval = gate.pacing_interval().unwrap();
     assert!(
         interval > SECOND,
         "one success in two seconds: {interval:?}"
@@ -164,7 +164,7 @@ async fn while_it_is_closed_no_attempt_leaves_and_then_they_leave_in_order_and_p
     let attempts = answers.into_iter().map(|answer| {
         let answer = answer.unwrap();
         assert_eq!(answer.status(), 200);
-        RetryOutcome::of(&answer).attempts()
+        RetryOutcome::from_response(&answer).attempts()
     });
     // Waiting costs no attempt.
     assert_eq!(attempts.collect::<Vec<_>>(), [2, 1, 1, 1, 1]);
@@ -184,7 +184,7 @@ async fn waiting_costs_no_budget() {
     let waiting = start(&client, "/waiting").await;
     first.await.unwrap();
     waiting.await.unwrap();
-    assert_eq!((budget.withdrawals(), budget.tokens()), (0, Some(50)));
+    assert_eq!((budget.withdrawals(), budget.balance()), (0, Some(50)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -204,9 +204,9 @@ async fn whoever_gives_up_leaves_no_hole() {
     all(calls).await;
     assert_eq!(log.paths(), ["/first", "/first", "/c"]);
     let times = log.times();
-    let interval = gate.interval().unwrap();
+    let interval = gate.pacing_interval().unwrap();
     assert!(times[2] - times[1] <= interval + MS, "{times:?}");
-    assert_eq!(gate.waiting(), 0);
+    assert_eq!(gate.queue_len(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -216,14 +216,14 @@ async fn a_turn_that_would_come_too_late_is_refused_at_once_by_an_answer_that_is
     let client = client(policy, log.clone(), |_| limited("30"));
     let server = client.clone().oneshot(get("/server")).await.unwrap();
     assert_eq!(
-        RetryOutcome::of(&server).stop_reason(),
-        Some(StopReason::DeadlineExceeded)
+        RetryOutcome::from_response(&server).give_up_reason(),
+        Some(GiveUpReason::DeadlineExceeded)
     );
     let before = Instant::now();
     let local = client.oneshot(get("/local")).await.unwrap();
     assert_eq!(before.elapsed(), Duration::ZERO);
-    let outcome = RetryOutcome::of(&local);
-    assert_eq!(outcome.stop_reason(), Some(StopReason::RateGated));
+    let outcome = RetryOutcome::from_response(&local);
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::RateGated));
     assert_eq!(
         (outcome.attempts(), outcome.retry_after()),
         (0, Some(30 * SECOND))
@@ -270,7 +270,7 @@ async fn a_later_attempt_is_refused_so_too_since_its_response_is_gone() {
     let slow = RetryPolicy::new()
         .rate_gate(gate.clone())
         .max_elapsed(5 * SECOND)
-        .backoff(|| std::iter::repeat(SECOND));
+        .backoff(backoff_fn(|| std::iter::repeat(SECOND)));
     let slow = self::client(slow, log.clone(), |nth| match nth {
         0 => answer(500),
         _ => limited("30"),
@@ -279,8 +279,8 @@ async fn a_later_attempt_is_refused_so_too_since_its_response_is_gone() {
     tokio::time::sleep(20 * MS).await;
     client.oneshot(get("/other")).await.unwrap();
     let retried = retried.await.unwrap();
-    let outcome = RetryOutcome::of(&retried);
-    assert_eq!(outcome.stop_reason(), Some(StopReason::RateGated));
+    let outcome = RetryOutcome::from_response(&retried);
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::RateGated));
     assert_eq!((outcome.attempts(), retried.status().as_u16()), (1, 429));
     assert_eq!(log.paths(), ["/retried", "/other"]);
 }
@@ -299,8 +299,8 @@ async fn those_who_wait_are_told_when_it_closes_past_their_deadline() {
     tokio::time::sleep(20 * MS).await;
     let waiting = start(&hasty, "/waiting").await;
     let waiting = waiting.await.unwrap();
-    let outcome = RetryOutcome::of(&waiting);
-    assert_eq!(outcome.stop_reason(), Some(StopReason::RateGated));
+    let outcome = RetryOutcome::from_response(&waiting);
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::RateGated));
     // When the first was refused again: at its second attempt, and not only at the deadline.
     assert!(
         log.start.elapsed() < 2 * SECOND,
@@ -312,7 +312,7 @@ async fn those_who_wait_are_told_when_it_closes_past_their_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn no_server_closes_it_for_longer_than_set() {
-    let gate = RateGate::with_longest_closure(3 * SECOND);
+    let gate = RateGate::with_max_closed(3 * SECOND);
     let log = Log::new();
     let client = client(policy(&gate), log.clone(), |nth| match nth {
         0 => limited("50"),
@@ -439,7 +439,7 @@ async fn when_it_opens_earlier_whoever_waits_is_told_though_the_pace_is_slower()
         let second = start(&client, "/second").await;
         first.await.unwrap();
         let waiting = start(&client, "/waiting").await;
-        assert_eq!(gate.waiting(), 1);
+        assert_eq!(gate.queue_len(), 1);
         second.await.unwrap();
         assert_eq!(waiting.await.unwrap().status(), 200);
         assert!(log.start.elapsed() < 5 * SECOND, "{:?}", log.times());
@@ -450,7 +450,7 @@ async fn when_it_opens_earlier_whoever_waits_is_told_though_the_pace_is_slower()
 async fn open_it_makes_no_answer_of_its_own_though_the_timer_was_late() {
     let wait = Duration::from_micros(100_300);
     let policy = policy(&RateGate::new())
-        .backoff(move || std::iter::repeat(wait))
+        .backoff(backoff_fn(move || std::iter::repeat(wait)))
         .max_elapsed(wait + MS / 10);
     let calls = Arc::new(AtomicU32::new(0));
     let client = RetryLayer::new(policy).layer(service_fn(move |_: Sent| {
@@ -459,7 +459,7 @@ async fn open_it_makes_no_answer_of_its_own_though_the_timer_was_late() {
     }));
     let response = client.oneshot(get("/")).await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+    assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -37,7 +37,8 @@ use tokio::{
 };
 use tower::{BoxError, Layer, ServiceExt, util::MapResponse};
 use tower_http_retry::{
-    OutcomeHandle, ReplayBody, Retry, RetryLayer, RetryOutcome, RetryPolicy, StopReason,
+    GiveUpReason, OutcomeHandle, ReplayBody, Retry, RetryLayer, RetryOutcome, RetryPolicy,
+    backoff_fn,
 };
 
 const BOTH: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
@@ -53,7 +54,11 @@ async fn a_streamed_upload_is_sent_again_whole() {
         let request = request(Method::PUT, server.address, body);
         let response = within(retrying(version).oneshot(request)).await.unwrap();
         assert_eq!(response.status(), 200, "{version:?}");
-        assert_eq!(RetryOutcome::of(&response).attempts(), 2, "{version:?}");
+        assert_eq!(
+            RetryOutcome::from_response(&response).attempts(),
+            2,
+            "{version:?}"
+        );
         for exchange in [&mut first, &mut second] {
             let upload = exchange.upload().await.unwrap();
             assert!(upload.data == sent, "{version:?}");
@@ -105,7 +110,11 @@ async fn an_early_failure_leaves_the_rest_of_the_upload_to_the_next_attempt() {
         drop(source);
         let response = within(call).await.unwrap().unwrap();
         assert_eq!(response.status(), 200, "{version:?}");
-        assert_eq!(RetryOutcome::of(&response).attempts(), 3, "{version:?}");
+        assert_eq!(
+            RetryOutcome::from_response(&response).attempts(),
+            3,
+            "{version:?}"
+        );
         assert_eq!(third.upload().await.unwrap().data, b"one, two, three");
         // Never a clean end: the server would take it for all there is.
         assert!(first.upload().await.is_err(), "{version:?}");
@@ -160,8 +169,8 @@ async fn an_early_failure_that_is_not_retried_does_not_end_the_upload() {
         push(&mut source, "before, ").await;
         let request = request(Method::POST, server.address, body);
         let response = within(retrying(version).oneshot(request)).await.unwrap();
-        let outcome = RetryOutcome::of(&response);
-        assert_eq!(outcome.stop_reason(), Some(StopReason::NotIdempotent));
+        let outcome = RetryOutcome::from_response(&response);
+        assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotIdempotent));
         push(&mut source, "after").await;
         drop(source);
         let upload = exchange.upload().await.unwrap();
@@ -224,8 +233,8 @@ async fn a_call_dropped_between_two_attempts_ends_the_upload() {
         push(&mut source, "unfinished").await;
         let answered = Arc::new(Notify::new());
         let policy = RetryPolicy::new()
-            .backoff(move || iter::repeat(long))
-            .inspect_timeout(long);
+            .backoff(backoff_fn(move || iter::repeat(long)))
+            .discard_timeout(long);
         let client = RetryLayer::new(policy).layer(signalling(version, answered.clone()));
         let request = request(Method::PUT, server.address, body);
         let call = tokio::spawn(client.oneshot(request));
@@ -298,7 +307,7 @@ async fn a_get_that_is_hung_up_on_is_sent_again() {
     let response = within(retrying(Version::HTTP_11).oneshot(request)).await;
     let response = response.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+    assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
     assert_eq!(server.requests(), 2);
 }
 
@@ -311,7 +320,7 @@ async fn a_post_that_is_hung_up_on_is_not_sent_again() {
     assert!(hyper_error(&result.unwrap_err()).is_incomplete_message());
     let outcome = outcome.get().unwrap();
     assert_eq!(outcome.attempts(), 1);
-    assert_eq!(outcome.stop_reason(), Some(StopReason::NotIdempotent));
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotIdempotent));
     assert_eq!(server.requests(), 1);
 }
 
@@ -338,7 +347,7 @@ async fn a_refused_stream_is_sent_again_whatever_the_method() {
     let response = within(retrying(Version::HTTP_2).oneshot(request)).await;
     let response = response.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+    assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
     assert_eq!(second.upload().await.unwrap().data, b"money");
     assert_eq!(server.connections(), 1);
 }
@@ -362,7 +371,7 @@ async fn a_stream_that_a_goaway_leaves_out_is_sent_again_whatever_the_method() {
     let second = request(Method::POST, address, Full::<Bytes>::from("money"));
     let response = within(client.oneshot(second)).await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+    assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
     assert_eq!(exchange.upload().await.unwrap().data, b"money");
     assert_eq!(server.requests(), 1);
 }
@@ -394,11 +403,11 @@ async fn an_invalid_token_stops_at_once_and_the_response_is_whole() {
         let (server, _) = Server::start([after_upload(answer)]).await;
         let request = request(Method::GET, server.address, Empty::<Bytes>::new());
         let response = within(retrying(version).oneshot(request)).await.unwrap();
-        let outcome = RetryOutcome::of(&response);
+        let outcome = RetryOutcome::from_response(&response);
         assert_eq!(response.status(), 500, "{version:?}");
         assert_eq!(response.headers()["x-request-id"], id, "{version:?}");
         assert_eq!(outcome.attempts(), 1, "{version:?}");
-        assert_eq!(outcome.stop_reason(), Some(StopReason::InvalidToken));
+        assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::InvalidToken));
         assert_eq!(read_body(response).await, ERROR, "{version:?}");
         assert_eq!(server.requests(), 1, "{version:?}");
     }
@@ -419,7 +428,11 @@ async fn a_large_error_object_without_invalid_token_is_retried() {
         let request = request(Method::GET, server.address, Empty::<Bytes>::new());
         let response = within(retrying(version).oneshot(request)).await.unwrap();
         assert_eq!(response.status(), 200, "{version:?}");
-        assert_eq!(RetryOutcome::of(&response).attempts(), 2, "{version:?}");
+        assert_eq!(
+            RetryOutcome::from_response(&response).attempts(),
+            2,
+            "{version:?}"
+        );
     }
 }
 
@@ -435,10 +448,13 @@ async fn the_last_failure_arrives_whole_however_large() {
         let client = RetryLayer::new(policy().max_retries(1)).layer(client(version));
         let request = request(Method::GET, server.address, Empty::<Bytes>::new());
         let response = within(client.oneshot(request)).await.unwrap();
-        let outcome = RetryOutcome::of(&response);
+        let outcome = RetryOutcome::from_response(&response);
         assert_eq!(response.status(), 500, "{version:?}");
         assert_eq!(outcome.attempts(), 2, "{version:?}");
-        assert_eq!(outcome.stop_reason(), Some(StopReason::RetriesExhausted));
+        assert_eq!(
+            outcome.give_up_reason(),
+            Some(GiveUpReason::RetriesExhausted)
+        );
         assert!(read_body(response).await == last, "{version:?}");
     }
 }
@@ -449,11 +465,11 @@ async fn a_stalled_body_does_not_hold_the_retry_up() {
     for version in BOTH {
         let (server, _) =
             Server::start([after_upload(stalled(500)), after_upload(status(200))]).await;
-        let policy = policy().inspect_timeout(patience);
+        let policy = policy().discard_timeout(patience);
         let client = RetryLayer::new(policy).layer(client(version));
         let request = request(Method::GET, server.address, Empty::<Bytes>::new());
         let response = within(client.oneshot(request)).await.unwrap();
-        let waited = RetryOutcome::of(&response).waited();
+        let waited = RetryOutcome::from_response(&response).total_delay();
         assert_eq!(response.status(), 200, "{version:?}");
         // The default patience is a second.
         let expected = patience..Duration::from_secs(1);
@@ -478,7 +494,7 @@ where
 }
 
 fn policy() -> RetryPolicy {
-    RetryPolicy::new().backoff(|| iter::repeat(Duration::ZERO))
+    RetryPolicy::new().backoff(backoff_fn(|| iter::repeat(Duration::ZERO)))
 }
 
 fn retrying<B>(version: Version) -> Retry<HyperClient<B>>

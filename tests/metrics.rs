@@ -11,7 +11,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tower::{BoxError, Layer, ServiceExt, service_fn};
-use tower_http_retry::{RateGate, ReplayBody, RetryLayer, RetryPolicy};
+use tower_http_retry::{RateGate, ReplayBody, RetryLayer, RetryPolicy, backoff_fn};
 
 type Body = Full<Bytes>;
 type Attempt = Request<ReplayBody<Body>>;
@@ -30,7 +30,7 @@ fn an_exporter_sees_requests_attempts_retries_stops_waits_budget_and_gate() {
         runtime.block_on(async {
             let policy = RetryPolicy::new()
                 .name("accounts")
-                .backoff(|| iter::repeat(Duration::from_secs(2)))
+                .backoff(backoff_fn(|| iter::repeat(Duration::from_secs(2))))
                 .max_retries(2)
                 .rate_gate(RateGate::new());
             let script = [200, 504, 200, 504, 504, 504, 404].into_iter();
@@ -54,13 +54,13 @@ fn an_exporter_sees_requests_attempts_retries_stops_waits_budget_and_gate() {
         "tower_http_retry_requests_total{client=\"accounts\"} 4",
         "tower_http_retry_attempts_total{client=\"accounts\"} 7",
         "tower_http_retry_retries_total{client=\"accounts\",reason=\"504\"} 3",
-        "tower_http_retry_stops_total{client=\"accounts\",reason=\"retries_exhausted\"} 1",
-        "tower_http_retry_stops_total{client=\"accounts\",reason=\"not_retryable\"} 1",
-        "tower_http_retry_wait_seconds_sum{client=\"accounts\"} 6",
-        "tower_http_retry_wait_seconds_count{client=\"accounts\"} 3",
-        "tower_http_retry_budget_tokens{client=\"accounts\"} 31",
+        "tower_http_retry_give_ups_total{client=\"accounts\",reason=\"retries_exhausted\"} 1",
+        "tower_http_retry_give_ups_total{client=\"accounts\",reason=\"not_retryable\"} 1",
+        "tower_http_retry_delay_seconds_sum{client=\"accounts\"} 6",
+        "tower_http_retry_delay_seconds_count{client=\"accounts\"} 3",
+        "tower_http_retry_budget_balance{client=\"accounts\"} 31",
         "tower_http_retry_gate_closed_seconds{client=\"accounts\"} 0",
-        "tower_http_retry_gate_waiting{client=\"accounts\"} 0",
+        "tower_http_retry_gate_queue_length{client=\"accounts\"} 0",
     ] {
         assert!(text.lines().any(|it| it == line), "no {line} in\n{text}");
     }

@@ -20,7 +20,7 @@ use opentelemetry_sdk::{
     trace::{InMemorySpanExporter, SdkTracerProvider, SpanData},
 };
 use tower::{BoxError, Layer, ServiceExt, service_fn};
-use tower_http_retry::{ReplayBody, RetryLayer, RetryPolicy};
+use tower_http_retry::{ReplayBody, RetryLayer, RetryPolicy, backoff_fn};
 use tracing::{Instrument, Span, level_filters::LevelFilter};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::prelude::*;
@@ -121,7 +121,7 @@ async fn send(answers: &Answers, propagation: Propagation) -> Vec<String> {
         Propagation::Inside => propagate(request),
         Propagation::Outside => request,
     });
-    let policy = RetryPolicy::new().backoff(|| iter::repeat(Duration::from_secs(1)));
+    let policy = RetryPolicy::new().backoff(backoff_fn(|| iter::repeat(Duration::from_secs(1))));
     let request = Request::get("https://secret:secret@api.example:8443/secret?token=secret")
         .header("authorization", "Bearer secret")
         .body(Body::from("secret"))
@@ -238,7 +238,7 @@ fn the_end_of_a_failure_is_an_event_of_the_callers_span() {
         let events = events(&caller);
         assert!(events.iter().map(|(name, _)| name).eq(names));
         let (_, fields) = events.last().unwrap();
-        assert_eq!(fields["stop_reason"], stop.into());
+        assert_eq!(fields["give_up_reason"], stop.into());
         let attempts_made = i64::try_from(answers.len()).unwrap();
         assert_eq!(fields["attempts"], attempts_made.into());
         // Whether a failed attempt is the caller's failure too is for the caller to say.

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use tower::{BoxError, Layer, ServiceExt, service_fn};
-use tower_http_retry::{ReplayBody, RetryLayer, RetryPolicy};
+use tower_http_retry::{ReplayBody, RetryLayer, RetryPolicy, backoff_fn};
 use tracing::{
     Instrument, Level, Subscriber,
     field::{Field, Visit},
@@ -101,7 +101,8 @@ async fn seen(request: Request<Full<Bytes>>, script: &Script) -> Vec<Seen> {
         headers.insert("www-authenticate", "Basic realm=TOPSECRET".parse().unwrap());
         Ok::<_, BoxError>(response)
     });
-    let policy = RetryPolicy::new().backoff(|| std::iter::repeat(Duration::from_millis(10)));
+    let policy =
+        RetryPolicy::new().backoff(backoff_fn(|| std::iter::repeat(Duration::from_millis(10))));
     let client = RetryLayer::new(policy).layer(inner);
     let call = client
         .oneshot(request)
@@ -181,7 +182,7 @@ async fn each_attempt_is_a_span_and_each_retry_an_event_of_the_callers_span() {
         attempts[1].fields,
         with(&[
             ("http.request.resend_count", "1"),
-            ("error.type", "interrupted"),
+            ("error.type", "disconnected"),
             ("otel.status_code", "ERROR"),
         ])
     );
@@ -210,7 +211,7 @@ async fn each_attempt_is_a_span_and_each_retry_an_event_of_the_callers_span() {
             ("http.request.resend_count", "1"),
         ])
     );
-    assert_eq!(retries[1].fields["error.type"], "interrupted");
+    assert_eq!(retries[1].fields["error.type"], "disconnected");
     for retry in retries {
         assert_eq!(
             (retry.level, retry.parent.as_deref()),
@@ -249,7 +250,7 @@ async fn giving_up_is_a_warning_only_where_retries_were_made_or_refused() {
             (event.level, event.parent.as_deref()),
             (level, Some("caller"))
         );
-        assert_eq!(event.fields["stop_reason"], reason);
+        assert_eq!(event.fields["give_up_reason"], reason);
         assert_eq!(event.fields["attempts"], attempts);
     }
 }

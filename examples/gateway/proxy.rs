@@ -20,8 +20,8 @@ use tower::{
 };
 use tower_http::classify::ClassifyResponse;
 use tower_http_retry::{
-    ApiErrorsAsFailures, ApiFailureKind, OutcomeHandle, ReplayBody, ResponseBody, Retry,
-    RetryLayer, RetryOutcome,
+    ApiErrorsAsFailures, FailureKind, OutcomeHandle, ReplayBody, ResponseBody, Retry, RetryLayer,
+    RetryOutcome,
 };
 
 use crate::{BoxError, headers, settings::Settings};
@@ -74,7 +74,7 @@ impl Gateway {
         let result = self.client.clone().oneshot(request).await;
         let (mut response, outcome) = match result {
             Ok(response) => {
-                let outcome = RetryOutcome::of(&response);
+                let outcome = RetryOutcome::from_response(&response);
                 (from_upstream(response), Some(outcome))
             }
             Err(error) => {
@@ -83,7 +83,7 @@ impl Gateway {
             }
         };
         let attempts = outcome.map_or(0, |outcome| outcome.attempts());
-        let stop = outcome.and_then(|outcome| outcome.stop_reason());
+        let stop = outcome.and_then(|outcome| outcome.give_up_reason());
         let stop = stop.map(|stop| stop.as_str());
         let status = response.status().as_u16();
         // Without path and query: they may hold secrets.
@@ -128,12 +128,12 @@ fn failure(error: BoxError, outcome: Option<&RetryOutcome>) -> Response<Body> {
     let kind = ApiErrorsAsFailures::new().classify_error(&error).kind();
     tracing::warn!(error = chain(&*error), "no answer from the upstream");
     let (status, text) = match kind {
-        ApiFailureKind::Timeout => (
+        FailureKind::Timeout => (
             StatusCode::GATEWAY_TIMEOUT,
             "the upstream did not answer in time",
         ),
-        ApiFailureKind::Connect => (StatusCode::BAD_GATEWAY, "the upstream cannot be reached"),
-        ApiFailureKind::Interrupted => (
+        FailureKind::NotSent => (StatusCode::BAD_GATEWAY, "the upstream cannot be reached"),
+        FailureKind::Disconnected => (
             StatusCode::BAD_GATEWAY,
             "the connection to the upstream broke off",
         ),
@@ -142,7 +142,7 @@ fn failure(error: BoxError, outcome: Option<&RetryOutcome>) -> Response<Body> {
             "the exchange with the upstream failed",
         ),
     };
-    let stop = outcome.and_then(|outcome| outcome.stop_reason());
+    let stop = outcome.and_then(|outcome| outcome.give_up_reason());
     plain(
         status,
         match stop {

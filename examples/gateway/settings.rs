@@ -64,7 +64,7 @@ pub(crate) struct Settings {
 
     /// Retry this status too (or not), when idempotent unless said otherwise; may be repeated
     #[arg(long, value_name = "STATUS[=never|if-idempotent|always]")]
-    retry_status: Vec<StatusRule>,
+    classify_status: Vec<StatusRule>,
 
     /// Retry requests, too, that may do harm when they are carried out twice
     #[arg(long)]
@@ -102,8 +102,8 @@ impl Settings {
         if self.rate_gate {
             policy = policy.rate_gate(RateGate::new());
         }
-        for rule in &self.retry_status {
-            policy = policy.retry_status(rule.status, rule.retryability)?;
+        for rule in &self.classify_status {
+            policy = policy.classify_status(rule.status, rule.retryability)?;
         }
         Ok(policy)
     }

@@ -11,13 +11,13 @@ mod outage;
 
 mod ratelimit;
 
-mod independent;
+mod random_failures;
 
 mod policies;
 
 mod traffic;
 
-mod lab;
+mod harness;
 
 mod report;
 
@@ -55,7 +55,7 @@ fn run(args: &Args) -> Result<Vec<String>, Box<dyn Error>> {
         ratelimit::run(&args.seeds, &args.strategies())
     });
     let independent = show_if(args, Experiment::Independent, || {
-        independent::run(&args.seeds)
+        random_failures::run(&args.seeds)
     });
     if args.only.is_none() {
         let path = args

@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep_until};
 use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
 
 use crate::{
-    lab::{lock, mean, run_all, simulate},
+    harness::{lock, mean, run_all, simulate},
     policies::{Body, Client, Retrying, Server},
     traffic::{Second, Traffic, offer},
 };

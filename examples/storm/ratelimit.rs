@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use tower::{BoxError, ServiceExt, service_fn};
 
 use crate::{
-    lab::{lock, mean, run_all, simulate},
+    harness::{lock, mean, run_all, simulate},
     policies::{Body, Client, Server, Strategy},
 };
 

@@ -1,6 +1,6 @@
 //! The figures: one table an experiment for people, one line a row for machines.
 
-use crate::{independent, outage, ratelimit};
+use crate::{outage, random_failures, ratelimit};
 
 /// One row of a table.
 pub(crate) trait Row {
@@ -129,7 +129,7 @@ fn yes_or_no(it: bool) -> &'static str {
     }
 }
 
-impl Row for independent::Row {
+impl Row for random_failures::Row {
     const TITLE: &'static str = "Independent failures: each attempt fails by chance";
     const HEADINGS: &'static [&'static str] =
         &["failing attempts", "policy", "successes", "amplification"];

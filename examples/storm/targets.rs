@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::{
-    independent,
     outage::{self, Setting},
     policies::{Retrying, Strategy},
+    random_failures,
     ratelimit::{self, Scenario},
     report::Row,
 };
@@ -14,7 +14,7 @@ use crate::{
 pub(crate) fn missed(
     outage: &[outage::Row],
     ratelimit: &[ratelimit::Row],
-    independent: &[independent::Row],
+    independent: &[random_failures::Row],
 ) -> Vec<String> {
     let mut targets = Vec::new();
     targets.extend(outage.iter().flat_map(|row| of_outage(row, outage)));
@@ -102,7 +102,7 @@ fn of_ratelimit(row: &ratelimit::Row) -> Vec<Target> {
     ]
 }
 
-fn of_independent(row: &independent::Row) -> Vec<Target> {
+fn of_independent(row: &random_failures::Row) -> Vec<Target> {
     let least = match row.p {
         0.05 => 0.999,
         0.10 => 0.997,

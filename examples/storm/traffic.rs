@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use tower::ServiceExt;
 
 use crate::{
-    lab::lock,
+    harness::lock,
     policies::{Body, Client},
 };
 

@@ -3,12 +3,12 @@
 
 mod replay;
 
-mod frames;
+mod chunk_buffer;
 mod peek;
 mod response;
 
 pub use replay::{ReplayBody, Superseded};
 pub use response::ResponseBody;
 
-pub(crate) use peek::Peek;
-pub(crate) use replay::Upload;
+pub(crate) use peek::PeekedBody;
+pub(crate) use replay::ReplaySource;

@@ -11,9 +11,9 @@ use http_body::{Body, SizeHint};
 
 /// A response body of which the start has been read.
 ///
-/// First [`poll_keep`](Self::poll_keep), then either [`poll_discard`](Self::poll_discard) or
+/// First [`poll_buffer`](Self::poll_buffer), then either [`poll_discard`](Self::poll_discard) or
 /// [`ResponseBody::from`](super::ResponseBody), which puts what was read in front of the rest.
-pub(crate) struct Peek<R: Body> {
+pub(crate) struct PeekedBody<R: Body> {
     pub(super) kept: Vec<u8>,
     /// How many more frames without data are read, which no other limit bounds.
     patience: usize,
@@ -30,7 +30,7 @@ pub(super) enum Rest<R: Body> {
     Ended,
 }
 
-impl<R: Body> Peek<R> {
+impl<R: Body> PeekedBody<R> {
     pub(crate) fn new(body: R) -> Self {
         let mut peek = Self::empty();
         if !body.is_end_stream() {
@@ -49,17 +49,17 @@ impl<R: Body> Peek<R> {
     }
 
     /// What has been kept.
-    pub(crate) fn kept(&self) -> &[u8] {
+    pub(crate) fn buffered(&self) -> &[u8] {
         &self.kept
     }
 
     /// All that has been kept.
-    pub(crate) fn into_kept(self) -> Vec<u8> {
+    pub(crate) fn into_buffered(self) -> Vec<u8> {
         self.kept
     }
 
     /// Whether the body ended where what is kept ends.
-    pub(crate) fn is_whole(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.beyond.is_empty()
             && match &self.rest {
                 Rest::Unread(body) => body.is_end_stream(),
@@ -69,7 +69,7 @@ impl<R: Body> Peek<R> {
     }
 
     /// Reads until `limit` bytes are kept or the body has ended.
-    pub(crate) fn poll_keep(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<()> {
+    pub(crate) fn poll_buffer(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<()> {
         let mut frames = 0;
         while self.kept.len() < limit && self.patience > 0 {
             ready!(give_way(cx, &mut frames));

@@ -15,7 +15,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
 
-use super::frames::Frames;
+use super::chunk_buffer::Frames;
 
 /// The request body that the inner service sees.
 ///
@@ -166,20 +166,20 @@ where
 /// The layer's end of a request body, from which the body of each attempt is made.
 ///
 /// Dropped before it was released, it ends an upload that is still under way.
-pub(crate) struct Upload<B> {
+pub(crate) struct ReplaySource<B> {
     source: Option<Arc<Source<B>>>,
 }
 
-impl<B: Body> Upload<B> {
+impl<B: Body> ReplaySource<B> {
     /// That of an empty body.
-    pub(crate) fn none() -> Self {
+    pub(crate) fn empty() -> Self {
         Self { source: None }
     }
 
     /// Shares `body`, of which up to `limit` bytes are kept, with the first attempt.
-    pub(crate) fn share(body: B, limit: usize) -> (Self, ReplayBody<B>) {
+    pub(crate) fn new(body: B, limit: usize) -> (Self, ReplayBody<B>) {
         if body.is_end_stream() {
-            return (Self::none(), ReplayBody::default());
+            return (Self::empty(), ReplayBody::default());
         }
         let hint = body.size_hint();
         let shared = Mutex::new(Shared {
@@ -213,7 +213,7 @@ impl<B: Body> Upload<B> {
     }
 
     /// The body of the next attempt, after [`supersede`](Self::supersede).
-    pub(crate) fn again(&self) -> ReplayBody<B> {
+    pub(crate) fn replay_body(&self) -> ReplayBody<B> {
         let Some(source) = &self.source else {
             return ReplayBody::default();
         };
@@ -229,7 +229,7 @@ impl<B: Body> Upload<B> {
     }
 }
 
-impl<B> Upload<B> {
+impl<B> ReplaySource<B> {
     /// Pauses the attempt under way; true where all of the body can be sent again.
     ///
     /// Paused, it cannot outgrow the limit between the decision to retry and the retry.
@@ -279,12 +279,12 @@ impl<B> Upload<B> {
     }
 
     /// Whether the caller's own body raised an error.
-    pub(crate) fn failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.source.as_ref().is_some_and(|it| lock(it).failed)
     }
 }
 
-impl<B> Drop for Upload<B> {
+impl<B> Drop for ReplaySource<B> {
     #[inline]
     fn drop(&mut self) {
         if self.source.is_some() {

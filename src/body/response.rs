@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::peek::{Peek, Rest};
+use super::peek::{PeekedBody, Rest};
 
 pin_project! {
     /// The response body that the caller sees: the inner service's body `R`, whole.
@@ -54,24 +54,24 @@ pin_project! {
     {
         Unread { #[pin] body: R },
         // Rare and large: in a box, it makes no other response larger.
-        Peeked { peek: Box<Peek<R>> },
+        Peeked { peek: Box<PeekedBody<R>> },
     }
 }
 
 impl<R: Body> ResponseBody<R> {
     pub(crate) fn empty() -> Self {
-        Peek::empty().into()
+        PeekedBody::empty().into()
     }
 
     /// A body that nobody has read from.
-    pub(crate) fn unread(body: R) -> Self {
+    pub(crate) fn passthrough(body: R) -> Self {
         let inner = Inner::Unread { body };
         Self { inner }
     }
 }
 
-impl<R: Body> From<Peek<R>> for ResponseBody<R> {
-    fn from(peek: Peek<R>) -> Self {
+impl<R: Body> From<PeekedBody<R>> for ResponseBody<R> {
+    fn from(peek: PeekedBody<R>) -> Self {
         let peek = Box::new(peek);
         let inner = Inner::Peeked { peek };
         Self { inner }
@@ -80,7 +80,7 @@ impl<R: Body> From<Peek<R>> for ResponseBody<R> {
 
 impl<R: Body + Default> Default for ResponseBody<R> {
     fn default() -> Self {
-        Self::unread(R::default())
+        Self::passthrough(R::default())
     }
 }
 
@@ -119,7 +119,7 @@ impl<R: Body> Body for ResponseBody<R> {
     }
 }
 
-impl<R: Body> Peek<R> {
+impl<R: Body> PeekedBody<R> {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, R::Error>>> {
         if !self.kept.is_empty() {
             let kept = mem::take(&mut self.kept).into();

@@ -1,5 +1,5 @@
 use super::*;
-use ApiFailureKind::*;
+use FailureKind::*;
 use Retryability::*;
 
 fn classify(contract: &ApiErrorsAsFailures, status: u16) -> Option<ApiFailureClass> {
@@ -45,7 +45,10 @@ fn a_status_can_be_said_otherwise_without_touching_its_neighbours() {
         for retryability in [Never, IfIdempotent, Always] {
             let status = StatusCode::from_u16(code).unwrap();
             let before = ApiErrorsAsFailures::new();
-            let after = before.clone().retry_status(status, retryability).unwrap();
+            let after = before
+                .clone()
+                .classify_status(status, retryability)
+                .unwrap();
             for other in (400..600).map(|code| StatusCode::from_u16(code).unwrap()) {
                 let expected = match other == status {
                     true => retryability,
@@ -66,7 +69,7 @@ fn a_status_that_is_no_failure_is_refused() {
     for code in [100, 200, 302, 399, 600, 999] {
         let status = StatusCode::from_u16(code).unwrap();
         let error = ApiErrorsAsFailures::new()
-            .retry_status(status, Always)
+            .classify_status(status, Always)
             .unwrap_err();
         assert_eq!(error.status(), status);
     }

@@ -13,7 +13,7 @@ use http::Extensions;
 ///
 /// // A POST that the server is known to recognise when it comes twice.
 /// let mut request = http::Request::post("https://api.example/feed").body(()).unwrap();
-/// let options = RequestOptions::new().repeatable(true).max_retries(5);
+/// let options = RequestOptions::new().idempotent(true).max_retries(5);
 /// request.extensions_mut().insert(options.max_elapsed(Duration::from_secs(10)));
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl RequestOptions {
     /// and headers. Unsaid, an idempotent method or an `Idempotency-Key` header decides. What the
     /// server has not acted on (a 429, a refused connection) is retried either way.
     #[must_use]
-    pub fn repeatable(mut self, repeatable: bool) -> Self {
+    pub fn idempotent(mut self, repeatable: bool) -> Self {
         self.repeatable = Some(repeatable);
         self
     }
@@ -58,12 +58,5 @@ impl RequestOptions {
     pub fn max_elapsed(mut self, limit: Duration) -> Self {
         self.max_elapsed = Some(limit);
         self
-    }
-
-    /// Says that this request is never sent again: nothing of its body is kept, and its first failure
-    /// is handed to the caller. The same as [`max_retries(0)`](Self::max_retries).
-    #[must_use]
-    pub fn no_retry(self) -> Self {
-        self.max_retries(0)
     }
 }

@@ -1,11 +1,11 @@
 use super::*;
-use crate::classify::ApiFailureKind;
+use crate::classify::FailureKind;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn worth_retrying() -> Failure {
     Failure {
-        reason: Reason::Error(ApiFailureKind::Timeout),
+        reason: Reason::Error(FailureKind::Timeout),
         options: RequestOptions::new(),
         retryability: Retryability::IfIdempotent,
         invalid_token: false,
@@ -43,16 +43,16 @@ fn each_reason_stops_and_the_first_in_order_is_named() {
     };
     stops_with(
         |f| f.elapsed = Duration::from_millis(59_001),
-        StopReason::DeadlineExceeded,
+        GiveUpReason::DeadlineExceeded,
     );
-    stops_with(|f| f.is_replayable = false, StopReason::BodyNotReplayable);
-    stops_with(|f| f.may_be_repeated = false, StopReason::NotIdempotent);
-    stops_with(|f| f.retries = 3, StopReason::RetriesExhausted);
+    stops_with(|f| f.is_replayable = false, GiveUpReason::BodyNotReplayable);
+    stops_with(|f| f.may_be_repeated = false, GiveUpReason::NotIdempotent);
+    stops_with(|f| f.retries = 3, GiveUpReason::RetriesExhausted);
     stops_with(
         |f| f.retryability = Retryability::Never,
-        StopReason::NotRetryable,
+        GiveUpReason::NotRetryable,
     );
-    stops_with(|f| f.invalid_token = true, StopReason::InvalidToken);
+    stops_with(|f| f.invalid_token = true, GiveUpReason::InvalidToken);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn what_the_budget_does_not_pay_for_stops_unless_the_server_set_its_time() {
         hint: Some(hint),
         ..failure
     };
-    let exhausted = Decision::Stop(StopReason::BudgetExhausted);
+    let exhausted = Decision::Stop(GiveUpReason::BudgetExhausted);
     for failure in [
         failure,
         limited,
@@ -99,13 +99,13 @@ fn what_the_caller_says_of_one_request_goes_before_the_policy() {
         decide(&policy, failure)
     };
     let none = RequestOptions::new();
-    let exhausted = Decision::Stop(StopReason::RetriesExhausted);
-    let late = Decision::Stop(StopReason::DeadlineExceeded);
+    let exhausted = Decision::Stop(GiveUpReason::RetriesExhausted);
+    let late = Decision::Stop(GiveUpReason::DeadlineExceeded);
     let again = Decision::RetryAfter(SECOND);
     for (options, retries, elapsed, expected) in [
         (none.max_retries(5), 4, Duration::ZERO, again),
         (none.max_retries(5), 5, Duration::ZERO, exhausted),
-        (none.no_retry(), 0, Duration::ZERO, exhausted),
+        (none.max_retries(0), 0, Duration::ZERO, exhausted),
         (none.max_elapsed(120 * SECOND), 0, 119 * SECOND, again),
         (none.max_elapsed(120 * SECOND), 0, 120 * SECOND, late),
         (none.max_elapsed(SECOND / 2), 0, Duration::ZERO, late),
@@ -116,27 +116,27 @@ fn what_the_caller_says_of_one_request_goes_before_the_policy() {
 
 #[test]
 fn a_veto_is_the_last_word_and_costs_nothing() {
-    let policy = RetryPolicy::new().retry_if(|event| {
-        assert_eq!((event.attempt(), event.wait()), (1, SECOND));
-        assert_eq!(event.kind(), ApiFailureKind::Timeout);
+    let policy = RetryPolicy::new().retry_filter(|event| {
+        assert_eq!((event.attempt(), event.delay()), (1, SECOND));
+        assert_eq!(event.kind(), FailureKind::Timeout);
         false
     });
     let decision = policy.decide(worth_retrying(), || Some(SECOND), || panic!("paid"));
-    assert_eq!(decision, Decision::Stop(StopReason::Vetoed));
+    assert_eq!(decision, Decision::Stop(GiveUpReason::Vetoed));
     let never = Failure {
         retryability: Retryability::Never,
         ..worth_retrying()
     };
     assert_eq!(
         decide(&policy, never),
-        Decision::Stop(StopReason::NotRetryable)
+        Decision::Stop(GiveUpReason::NotRetryable)
     );
 }
 
 #[test]
 fn the_end_of_the_schedule_is_the_end_of_the_retries() {
     let decision = RetryPolicy::new().decide(worth_retrying(), || None, || true);
-    assert_eq!(decision, Decision::Stop(StopReason::RetriesExhausted));
+    assert_eq!(decision, Decision::Stop(GiveUpReason::RetriesExhausted));
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn only_what_the_server_did_not_act_on_needs_no_idempotency() {
         may_be_repeated: false,
         ..worth_retrying()
     };
-    let stop = Decision::Stop(StopReason::NotIdempotent);
+    let stop = Decision::Stop(GiveUpReason::NotIdempotent);
     assert_eq!(decide(&policy, post), stop);
     let refused = Failure {
         retryability: Retryability::Always,
@@ -164,7 +164,7 @@ fn what_is_never_sent_again_is_not_kept() {
     assert_eq!(once.bytes_kept(options), 0);
     assert_eq!(once.bytes_kept(options.max_retries(1)), 64 * 1024);
     assert_eq!(again.bytes_kept(options), 64 * 1024);
-    assert_eq!(again.bytes_kept(options.no_retry()), 0);
+    assert_eq!(again.bytes_kept(options.max_retries(0)), 0);
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn the_deadline_is_kept_to_the_nanosecond_and_nothing_overflows() {
         };
         decide(&policy, failure)
     };
-    let stop = Decision::Stop(StopReason::DeadlineExceeded);
+    let stop = Decision::Stop(GiveUpReason::DeadlineExceeded);
     let nano = Duration::from_nanos(1);
     assert_eq!(at(SECOND, SECOND), Decision::RetryAfter(2 * SECOND));
     assert_eq!(at(SECOND, SECOND + nano), stop);
@@ -207,9 +207,9 @@ fn the_table_of_defaults_is_true() {
         format!("{policy:?}"),
         "RetryPolicy { classifier: ApiErrorsAsFailures {429: Always, 500: IfIdempotent, \
          504: IfIdempotent}, max_retries: 3, max_elapsed: 60s, replay_limit: 65536, \
-         inspect_limit: 16384, drain_limit: 262144, inspect_timeout: 1s, \
+         inspect_limit: 16384, drain_limit: 262144, discard_timeout: 1s, \
          retry_non_idempotent: false, budget: Default, gate: None, idempotency_key: None, \
          attempt_header: None, callbacks: Callbacks { on_retry: false, on_give_up: false, \
-         retry_if: false }, .. }"
+         retry_filter: false }, .. }"
     );
 }

@@ -1,4 +1,4 @@
-//! HAProxy: its refusals, its `Retry-After`, its queue and its timeouts.
+//! HAProxy: its overdrafts, its `Retry-After`, its queue and its timeouts.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio::{
     sync::watch,
 };
 use tower::Layer;
-use tower_http_retry::{RetryLayer, Retryability, StopReason};
+use tower_http_retry::{GiveUpReason, RetryLayer, Retryability};
 
 use crate::{
     BOTH, client, get, patient, policy, post, retrying, send,
@@ -84,7 +84,7 @@ async fn a_retry_after_is_kept_to_however_it_was_added() {
         );
         let asked = Duration::from_secs(1);
         assert!(
-            call.outcome.waited() >= asked,
+            call.outcome.total_delay() >= asked,
             "{version:?}: {:?}",
             call.outcome
         );
@@ -104,7 +104,7 @@ async fn a_retry_after_beyond_the_deadline_is_handed_to_the_caller() {
         let mut server = haproxy(version, &config).await;
         let call = get(&retrying(version), &server.uri("/")).await;
         assert_eq!(call.status(), 429, "{version:?}");
-        assert_eq!(call.ended(), (1, Some(StopReason::DeadlineExceeded)));
+        assert_eq!(call.ended(), (1, Some(GiveUpReason::DeadlineExceeded)));
         assert_eq!(call.outcome.retry_after(), Some(Duration::from_secs(3600)));
         assert_eq!(server.log(1).await.len(), 1, "{version:?}");
     }
@@ -141,7 +141,7 @@ async fn after_a_server_timeout_a_put_is_sent_again_whole_and_a_post_is_not() {
                 assert_eq!(server.log(2).await, expected, "{version:?}");
             } else {
                 assert_eq!(call.status(), 504, "{version:?}");
-                assert_eq!(call.ended(), (1, Some(StopReason::NotIdempotent)));
+                assert_eq!(call.ended(), (1, Some(GiveUpReason::NotIdempotent)));
                 let expected = ["front POST /account 504 name=Ann"];
                 assert_eq!(server.log(1).await, expected, "{version:?}");
             }
@@ -177,12 +177,12 @@ async fn a_full_queue_is_surfaced_unless_the_policy_names_its_503() {
 
         let call = get(&retrying(version), &uri).await;
         assert_eq!(call.status(), 503, "{version:?}");
-        assert_eq!(call.ended(), (1, Some(StopReason::NotRetryable)));
+        assert_eq!(call.ended(), (1, Some(GiveUpReason::NotRetryable)));
 
         let second = tokio::spawn(async move {
             let policy = policy().max_retries(1000).no_budget();
             let status = StatusCode::SERVICE_UNAVAILABLE;
-            let policy = policy.retry_status(status, Retryability::IfIdempotent);
+            let policy = policy.classify_status(status, Retryability::IfIdempotent);
             let client = RetryLayer::new(policy.unwrap()).layer(client(version));
             get(&client, &uri).await
         });

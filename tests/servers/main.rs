@@ -25,7 +25,8 @@ use hyper_util::{
 };
 use tower::{Layer, ServiceExt};
 use tower_http_retry::{
-    OutcomeHandle, ReplayBody, Retry, RetryLayer, RetryOutcome, RetryPolicy, StopReason,
+    GiveUpReason, OutcomeHandle, ReplayBody, Retry, RetryLayer, RetryOutcome, RetryPolicy,
+    backoff_fn,
 };
 
 use support::within;
@@ -44,7 +45,7 @@ fn client(version: Version) -> HttpClient {
 
 /// The contract, with short waits.
 fn policy() -> RetryPolicy {
-    RetryPolicy::new().backoff(|| iter::repeat(Duration::from_millis(20)))
+    RetryPolicy::new().backoff(backoff_fn(|| iter::repeat(Duration::from_millis(20))))
 }
 
 fn retrying(version: Version) -> Retry<HttpClient> {
@@ -59,10 +60,10 @@ fn patient(version: Version) -> (Retry<HttpClient>, Arc<AtomicUsize>) {
         .max_retries(1000)
         .no_budget()
         // A schedule is asked for by the first failure.
-        .backoff(move || {
+        .backoff(backoff_fn(move || {
             count.fetch_add(1, Ordering::SeqCst);
             iter::repeat(Duration::from_millis(20))
-        });
+        }));
     (RetryLayer::new(policy).layer(client(version)), failed)
 }
 
@@ -115,7 +116,7 @@ impl Sent {
     }
 
     /// How many attempts were made, and why there were no more.
-    fn ended(&self) -> (u32, Option<StopReason>) {
-        (self.outcome.attempts(), self.outcome.stop_reason())
+    fn ended(&self) -> (u32, Option<GiveUpReason>) {
+        (self.outcome.attempts(), self.outcome.give_up_reason())
     }
 }

@@ -5,7 +5,7 @@ use std::{iter, sync::atomic::Ordering, time::Duration};
 use futures_util::future::join_all;
 use http::Method;
 use tower::Layer;
-use tower_http_retry::{RetryLayer, RetryPolicy, StopReason};
+use tower_http_retry::{GiveUpReason, RetryLayer, RetryPolicy};
 
 use crate::{
     BOTH, client, get, patient, policy, post, retrying, send,
@@ -113,7 +113,7 @@ async fn after_a_gateway_timeout_a_put_is_sent_again_whole_and_a_post_is_not() {
                 assert_eq!(sorted(server.log(3).await), sorted(expected), "{version:?}");
             } else {
                 assert_eq!(call.status(), 504, "{version:?}");
-                assert_eq!(call.ended(), (1, Some(StopReason::NotIdempotent)));
+                assert_eq!(call.ended(), (1, Some(GiveUpReason::NotIdempotent)));
                 let expected = ["front POST /account 504 name=Ann"];
                 assert_eq!(server.log(1).await, expected, "{version:?}");
             }
@@ -140,15 +140,15 @@ async fn a_500_is_retried_as_often_as_the_policy_says_and_the_last_arrives_whole
 
         let call = get(&client, &server.uri("/")).await;
         assert_eq!(call.response(), (500, &br#"{"error":"overloaded"}"#[..]));
-        assert_eq!(call.ended(), (4, Some(StopReason::RetriesExhausted)));
+        assert_eq!(call.ended(), (4, Some(GiveUpReason::RetriesExhausted)));
 
         let call = get(&client, &server.uri("/token")).await;
         assert_eq!(call.response(), (500, &br#"{"error":"invalid_token"}"#[..]));
-        assert_eq!(call.ended(), (1, Some(StopReason::InvalidToken)));
+        assert_eq!(call.ended(), (1, Some(GiveUpReason::InvalidToken)));
 
         let call = post(&client, &server.uri("/pay"), "money").await;
         assert_eq!(call.response(), (500, &br#"{"error":"overloaded"}"#[..]));
-        assert_eq!(call.ended(), (1, Some(StopReason::NotIdempotent)));
+        assert_eq!(call.ended(), (1, Some(GiveUpReason::NotIdempotent)));
 
         let expected = [
             "front GET / 500 ",
@@ -225,11 +225,11 @@ async fn a_server_that_hangs_up_is_asked_again_by_a_get_and_never_by_a_post() {
         let client = retrying(version);
         let call = get(&client, &server.uri("/")).await;
         assert!(call.result.is_err(), "{version:?}");
-        assert_eq!(call.ended(), (4, Some(StopReason::RetriesExhausted)));
+        assert_eq!(call.ended(), (4, Some(GiveUpReason::RetriesExhausted)));
 
         let call = post(&client, &server.uri("/pay"), "money").await;
         assert!(call.result.is_err(), "{version:?}");
-        assert_eq!(call.ended(), (1, Some(StopReason::NotIdempotent)));
+        assert_eq!(call.ended(), (1, Some(GiveUpReason::NotIdempotent)));
 
         let log = server.log(5).await;
         let gets = log
@@ -297,7 +297,7 @@ async fn a_connection_that_dies_under_a_post_is_the_callers_to_judge() {
                 Err(_) => break call,
             }
         };
-        assert_eq!(failed.ended(), (1, Some(StopReason::NotIdempotent)));
+        assert_eq!(failed.ended(), (1, Some(GiveUpReason::NotIdempotent)));
         assert_eq!(server.log(sent).await.len(), sent, "{version:?}");
     }
 }
@@ -460,7 +460,7 @@ async fn a_server_that_is_killed_under_requests_loses_only_the_post() {
         assert!(get.outcome.attempts() >= 2, "{version:?}");
         let post = within(post).await.unwrap();
         assert!(post.result.is_err(), "{version:?}");
-        assert_eq!(post.ended(), (1, Some(StopReason::NotIdempotent)));
+        assert_eq!(post.ended(), (1, Some(GiveUpReason::NotIdempotent)));
         let log = server.log(1).await;
         assert_eq!(log.len(), 1, "{version:?}: {log:?}");
         assert!(

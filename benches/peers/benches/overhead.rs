@@ -35,7 +35,7 @@ use reqwest_retry::{RetryTransientMiddleware, policies::ExponentialBackoff};
 use toolkit_http::{HttpError, ResponseBody, RetryConfig};
 use tower::{BoxError, Layer, Service, service_fn};
 use tower_http::map_request_body::MapRequestBody;
-use tower_http_retry::{RetryLayer, RetryPolicy};
+use tower_http_retry::{RetryLayer, RetryPolicy, backoff_fn};
 
 use self::{
     measure::{Candidates, Case, Cost},
@@ -75,7 +75,7 @@ fn ours(traffic: Traffic) -> RetryLayer {
     let policy = RetryPolicy::new();
     RetryLayer::new(match traffic {
         Traffic::Get | Traffic::Post => policy,
-        Traffic::Retry => policy.backoff(|| iter::repeat(Duration::ZERO)),
+        Traffic::Retry => policy.backoff(backoff_fn(|| iter::repeat(Duration::ZERO))),
     })
 }
 

@@ -130,17 +130,17 @@ where
     sent
 }
 
-fn next_attempt<B: Body>(upload: &Upload<B>) -> Option<ReplayBody<B>> {
+fn next_attempt<B: Body>(upload: &ReplaySource<B>) -> Option<ReplayBody<B>> {
     let whole = upload.pause();
     whole.then(|| {
         upload.supersede();
-        upload.again()
+        upload.replay_body()
     })
 }
 
 #[test]
 fn an_empty_body_is_not_shared() {
-    let (upload, first) = Upload::share(Empty::<Bytes>::new(), 0);
+    let (upload, first) = ReplaySource::new(Empty::<Bytes>::new(), 0);
     assert!(upload.source.is_none() && first.is_end_stream());
     assert_eq!(first.size_hint().exact(), Some(0));
     let again = next_attempt(&upload).unwrap();
@@ -150,7 +150,7 @@ fn an_empty_body_is_not_shared() {
 #[test]
 fn what_has_ended_stays_so_when_it_is_superseded() {
     // Empty, which nobody knew before it was read.
-    let (upload, mut first) = Upload::share(Source::new(&[]), 9);
+    let (upload, mut first) = ReplaySource::new(Source::new(&[]), 9);
     assert!(!first.is_end_stream());
     assert!(send_all(&mut first).ended);
     let mut second = next_attempt(&upload).unwrap();
@@ -162,7 +162,7 @@ fn what_has_ended_stays_so_when_it_is_superseded() {
 #[test]
 fn bytes_are_kept_without_a_copy() {
     let bytes = Bytes::from(vec![7; 1024]);
-    let (upload, mut first) = Upload::share(Full::new(bytes.clone()), 1024);
+    let (upload, mut first) = ReplaySource::new(Full::new(bytes.clone()), 1024);
     assert_eq!(first.size_hint().exact(), Some(1024));
     let cx = &mut Context::from_waker(noop_waker_ref());
     let mut pointer = |body: &mut ReplayBody<_>| match Pin::new(body).poll_frame(cx) {
@@ -179,7 +179,7 @@ fn bytes_are_kept_without_a_copy() {
 
 #[test]
 fn the_next_attempt_takes_the_source_over_and_the_old_one_is_woken_and_fails() {
-    let (upload, first) = Upload::share(Source::new(&[data("ab"), Step::Pend, data("cd")]), 9);
+    let (upload, first) = ReplaySource::new(Source::new(&[data("ab"), Step::Pend, data("cd")]), 9);
     let mut first = tokio_test::task::spawn(first);
     assert!(first.enter(|cx, body| body.poll_frame(cx)).is_ready());
     assert!(first.enter(|cx, body| body.poll_frame(cx)).is_pending());
@@ -195,7 +195,7 @@ fn the_next_attempt_takes_the_source_over_and_the_old_one_is_woken_and_fails() {
 
 #[test]
 fn a_paused_attempt_waits_and_goes_on_when_it_is_released() {
-    let (mut upload, body) = Upload::share(Source::new(&[data("ab"), data("cd")]), 9);
+    let (mut upload, body) = ReplaySource::new(Source::new(&[data("ab"), data("cd")]), 9);
     let mut body = tokio_test::task::spawn(body);
     assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
     assert!(upload.pause());
@@ -231,7 +231,7 @@ fn paused_while_the_source_ends_it_is_woken_by_its_release() {
     }
 
     let ended = Arc::new(AtomicBool::new(false));
-    let (mut upload, body) = Upload::share(Late(ended.clone()), 9);
+    let (mut upload, body) = ReplaySource::new(Late(ended.clone()), 9);
     let mut body = tokio_test::task::spawn(body);
     assert!(upload.pause());
     ended.store(true, Ordering::Relaxed);
@@ -245,7 +245,7 @@ fn paused_while_the_source_ends_it_is_woken_by_its_release() {
 fn dropped_before_its_release_it_ends_the_upload() {
     for (released, error) in [(false, Some(Superseded.to_string())), (true, None)] {
         let (mut upload, body) =
-            Upload::share(Source::new(&[data("ab"), Step::Pend, data("cd")]), 9);
+            ReplaySource::new(Source::new(&[data("ab"), Step::Pend, data("cd")]), 9);
         let mut body = tokio_test::task::spawn(body);
         assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
         assert!(body.enter(|cx, body| body.poll_frame(cx)).is_pending());
@@ -262,7 +262,7 @@ fn dropped_before_its_release_it_ends_the_upload() {
 fn small_pieces_do_not_hold_on_to_the_buffers_they_are_part_of() {
     let byte = |_| Ok::<_, io::Error>(Frame::data(Bytes::from(vec![b'x'; 16 * 1024]).slice(..1)));
     let source = StreamBody::new(futures_util::stream::iter((0..1000).map(byte)));
-    let (upload, mut first) = Upload::share(source, 64 * 1024);
+    let (upload, mut first) = ReplaySource::new(source, 64 * 1024);
     assert_eq!(send_all(&mut first).data.len(), 1000);
     let mut again = next_attempt(&upload).unwrap();
     assert!(lock(upload.source.as_ref().unwrap()).kept.len() < 20);
@@ -272,13 +272,13 @@ fn small_pieces_do_not_hold_on_to_the_buffers_they_are_part_of() {
 
 #[test]
 fn the_hint_is_exact_once_the_source_has_ended_but_not_in_front_of_trailers() {
-    let (upload, mut first) = Upload::share(Source::new(&[data("abc")]), 9);
+    let (upload, mut first) = ReplaySource::new(Source::new(&[data("abc")]), 9);
     assert_eq!(first.size_hint().exact(), None);
     send_all(&mut first);
     assert_eq!(next_attempt(&upload).unwrap().size_hint().exact(), Some(3));
 
     // HTTP/1.1 sends trailers only behind a chunked body, which an exact length would rule out.
-    let (upload, mut first) = Upload::share(Source::new(&[data("abc"), Step::Trailers]), 9);
+    let (upload, mut first) = ReplaySource::new(Source::new(&[data("abc"), Step::Trailers]), 9);
     send_all(&mut first);
     let mut again = next_attempt(&upload).unwrap();
     let hint = again.size_hint();
@@ -288,7 +288,7 @@ fn the_hint_is_exact_once_the_source_has_ended_but_not_in_front_of_trailers() {
     // Where the caller's body gave its length, the first attempt went without chunks too.
     let steps = [data("abc"), Step::Trailers];
     let source = Source::with_hint(&steps, SizeHint::with_exact(3));
-    let (upload, mut first) = Upload::share(source, 9);
+    let (upload, mut first) = ReplaySource::new(source, 9);
     send_all(&mut first);
     assert_eq!(next_attempt(&upload).unwrap().size_hint().exact(), Some(3));
 }
@@ -296,12 +296,12 @@ fn the_hint_is_exact_once_the_source_has_ended_but_not_in_front_of_trailers() {
 #[test]
 fn what_is_known_to_be_too_large_is_not_kept_but_can_be_sent_again_untouched() {
     let large = || Source::with_hint(&[data("a"), data("b")], SizeHint::with_exact(2));
-    let (upload, first) = Upload::share(large(), 1);
+    let (upload, first) = ReplaySource::new(large(), 1);
     drop(first);
     let mut again = next_attempt(&upload).unwrap();
     assert_eq!(send_all(&mut again).data, b"ab");
 
-    let (upload, mut first) = Upload::share(large(), 1);
+    let (upload, mut first) = ReplaySource::new(large(), 1);
     send(&mut first, 1, &mut Sent::default());
     assert_eq!(lock(upload.source.as_ref().unwrap()).kept.len(), 0);
     assert!(!upload.pause());
@@ -310,7 +310,7 @@ fn what_is_known_to_be_too_large_is_not_kept_but_can_be_sent_again_untouched() {
 #[test]
 fn frames_without_data_are_passed_on_and_not_hoarded() {
     let empty = vec![data(""); 100];
-    let (upload, mut first) = Upload::share(Source::new(&empty), 0);
+    let (upload, mut first) = ReplaySource::new(Source::new(&empty), 0);
     let mut sent = Sent::default();
     send(&mut first, 100, &mut sent);
     assert_eq!(lock(upload.source.as_ref().unwrap()).kept.len(), 0);
@@ -319,18 +319,18 @@ fn frames_without_data_are_passed_on_and_not_hoarded() {
 
 #[test]
 fn a_body_that_panics_has_failed() {
-    let (upload, mut first) = Upload::share(Source::new(&[data("ab"), Step::Panic]), 9);
+    let (upload, mut first) = ReplaySource::new(Source::new(&[data("ab"), Step::Panic]), 9);
     send(&mut first, 1, &mut Sent::default());
     let panicked = catch_unwind(AssertUnwindSafe(|| send_all(&mut first)));
     assert!(panicked.is_err());
-    assert!(upload.failed() && !upload.pause());
+    assert!(upload.has_failed() && !upload.pause());
     assert!(send_all(&mut first).error.is_some());
 }
 
 #[test]
 fn the_bodies_are_send_and_sync_whatever_the_source() {
     fn check<T: Send + Sync + Unpin>(_: &T) {}
-    let (upload, body) = Upload::share(Source::new(&[]), 1);
+    let (upload, body) = ReplaySource::new(Source::new(&[]), 1);
     check(&body);
     drop(upload);
 }
@@ -366,7 +366,7 @@ proptest! {
     ) {
         let whole = whole(&steps);
         let fails = steps.contains(&Step::Fail);
-        let (mut upload, mut body) = Upload::share(Source::new(&steps), limit);
+        let (mut upload, mut body) = ReplaySource::new(Source::new(&steps), limit);
         let mut sent = Sent::default();
         for cut in cuts {
             send(&mut body, cut, &mut sent);
@@ -396,7 +396,7 @@ proptest! {
         prop_assert_eq!(sent.error.is_some(), fails);
         prop_assert_eq!(sent.ended, !fails);
         // Released, it has let go of the body.
-        prop_assert!(upload.source.is_none() || upload.failed() == fails);
+        prop_assert!(upload.source.is_none() || upload.has_failed() == fails);
         prop_assert_eq!(&sent.data, &whole);
         prop_assert_eq!(sent.trailers.is_some(), steps.contains(&Step::Trailers));
     }

@@ -50,10 +50,10 @@ fn read<B: Body<Data = Bytes, Error = io::Error>>(body: B) -> (Vec<u8>, VecDeque
     }
 }
 
-fn peeked<B: Body>(body: B, limit: usize) -> Peek<B> {
-    let mut peek = Peek::new(body);
+fn peeked<B: Body>(body: B, limit: usize) -> PeekedBody<B> {
+    let mut peek = PeekedBody::new(body);
     let cx = &mut Context::from_waker(Waker::noop());
-    while peek.poll_keep(cx, limit).is_pending() {}
+    while peek.poll_buffer(cx, limit).is_pending() {}
     peek
 }
 
@@ -73,11 +73,11 @@ fn the_hints_tell_of_both_parts() {
 #[test]
 fn what_costs_no_bytes_is_bounded_too() {
     let endless = futures_util::stream::repeat_with(|| frame(Step::Data(Vec::new())));
-    let mut peek = Peek::new(StreamBody::new(endless));
+    let mut peek = PeekedBody::new(StreamBody::new(endless));
     let cx = &mut Context::from_waker(Waker::noop());
     // It gives the thread back in between, and comes to an end.
-    assert!(peek.poll_keep(cx, 9).is_pending());
-    while peek.poll_keep(cx, 9).is_pending() {}
+    assert!(peek.poll_buffer(cx, 9).is_pending());
+    while peek.poll_buffer(cx, 9).is_pending() {}
     let mut budget = 100;
     assert!(peek.poll_discard(cx, &mut budget).is_pending());
     while peek.poll_discard(cx, &mut budget).is_pending() {}
@@ -93,7 +93,7 @@ proptest! {
         let steps: Vec<_> = chunks.into_iter().map(Step::Data).chain(end).collect();
         let expected = read(source(steps.clone()));
         let peek = peeked(source(steps), limit);
-        prop_assert_eq!(peek.kept(), &expected.0[..limit.min(expected.0.len())]);
+        prop_assert_eq!(peek.buffered(), &expected.0[..limit.min(expected.0.len())]);
         let body = ResponseBody::from(peek);
         prop_assert!(body.size_hint().lower() <= expected.0.len() as u64);
         prop_assert!(!body.is_end_stream() || expected.0.is_empty() && expected.1.is_empty());

@@ -32,7 +32,7 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
 };
 use tokio_rustls::TlsAcceptor;
-use tower_http_retry::RetryPolicy;
+use tower_http_retry::{RetryPolicy, backoff_fn};
 
 /// The n-th request, on whatever connection it comes, gets the n-th answer of the script.
 pub struct Server {
@@ -57,7 +57,7 @@ impl Server {
     pub fn down<const N: usize>(script: [Answer; N]) -> (Self, RetryPolicy) {
         let (server, listen) = Self::bind(script);
         let listen = Arc::new(Mutex::new(Some(listen)));
-        let policy = RetryPolicy::new().backoff(move || {
+        let policy = RetryPolicy::new().backoff(backoff_fn(move || {
             let listen = listen.clone();
             iter::from_fn(move || {
                 if let Some(listen) = listen.lock().unwrap().take() {
@@ -65,7 +65,7 @@ impl Server {
                 }
                 Some(Duration::ZERO)
             })
-        });
+        }));
         (server, policy)
     }
 
@@ -156,7 +156,7 @@ pub fn respond_with(
 
 /// The default policy without its waits.
 pub fn policy() -> RetryPolicy {
-    RetryPolicy::new().backoff(|| iter::repeat(Duration::ZERO))
+    RetryPolicy::new().backoff(backoff_fn(|| iter::repeat(Duration::ZERO)))
 }
 
 pub async fn within<F: Future>(future: F) -> F::Output {

@@ -12,7 +12,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{Layer, ServiceBuilder, ServiceExt};
-use tower_http_retry::{RetryLayer, RetryOutcome, StopReason};
+use tower_http_retry::{GiveUpReason, RetryLayer, RetryOutcome};
 
 /// A router that answers by the script, and what it was sent.
 fn router<const N: usize>(script: [u16; N]) -> (Router, Arc<Mutex<Vec<Bytes>>>) {
@@ -41,7 +41,7 @@ async fn failed_responses_of_a_router_in_memory_are_sent_again() {
     let client = RetryLayer::new(policy()).layer(router);
     let response = client.oneshot(put("money")).await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(RetryOutcome::of(&response).attempts(), 3);
+    assert_eq!(RetryOutcome::from_response(&response).attempts(), 3);
     assert_eq!(*seen.lock().unwrap(), ["money"; 3]);
     let body = response.into_body().collect().await.unwrap();
     assert_eq!(body.to_bytes(), "answer 3");
@@ -52,8 +52,8 @@ async fn what_is_not_retried_comes_whole() {
     let (router, seen) = router([403]);
     let client = RetryLayer::new(policy()).layer(router);
     let response = client.oneshot(put("money")).await.unwrap();
-    let stop = RetryOutcome::of(&response).stop_reason();
-    assert_eq!(stop, Some(StopReason::NotRetryable));
+    let stop = RetryOutcome::from_response(&response).give_up_reason();
+    assert_eq!(stop, Some(GiveUpReason::NotRetryable));
     let body = response.into_body().collect().await.unwrap();
     assert_eq!(body.to_bytes(), "answer 1");
     assert_eq!(seen.lock().unwrap().len(), 1);
@@ -80,7 +80,7 @@ async fn a_gateway_sends_an_upload_again() {
         });
         let response = within(gateway.oneshot(put("money"))).await.unwrap();
         assert_eq!(response.status(), 200);
-        assert_eq!(RetryOutcome::of(&response).attempts(), attempts);
+        assert_eq!(RetryOutcome::from_response(&response).attempts(), attempts);
         assert!(server.bodies().iter().all(|body| body == "money"));
         let body = within(response.into_body().collect()).await.unwrap();
         assert_eq!(body.to_bytes(), "paid");

@@ -7,7 +7,7 @@ use clients::{Answer, Server, policy, status, within};
 use http::{Method, Request, Response};
 use http_body_util::Full;
 use tower::{Service, ServiceExt};
-use tower_http_retry::{OutcomeHandle, RetryOutcome, RetryPolicy, StopReason};
+use tower_http_retry::{GiveUpReason, OutcomeHandle, RetryOutcome, RetryPolicy};
 
 /// Holds a stack, made from a policy, to all of it.
 pub(crate) async fn holds<S, B>(stack: impl Fn(RetryPolicy) -> S)
@@ -30,7 +30,7 @@ where
     let request = server.request(Method::PUT, "money");
     let response = within(stack(policy()).oneshot(request)).await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(RetryOutcome::of(&response).attempts(), 3);
+    assert_eq!(RetryOutcome::from_response(&response).attempts(), 3);
     assert_eq!(server.bodies(), ["money"; 3]);
 }
 
@@ -44,7 +44,7 @@ where
     let request = server.request(Method::POST, "money");
     let response = within(stack(policy).oneshot(request)).await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+    assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
     assert_eq!(server.bodies(), ["money"]);
 }
 
@@ -57,7 +57,7 @@ where
     let request = server.request(Method::PUT, "money");
     let response = within(stack(policy()).oneshot(request)).await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+    assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
     assert_eq!(server.bodies(), ["money"; 2]);
 }
 
@@ -72,6 +72,6 @@ where
     request.extensions_mut().insert(handle.clone());
     assert!(within(stack(policy()).oneshot(request)).await.is_err());
     let outcome = handle.get().unwrap();
-    assert_eq!(outcome.stop_reason(), Some(StopReason::NotIdempotent));
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotIdempotent));
     assert_eq!(server.bodies(), ["money"]);
 }

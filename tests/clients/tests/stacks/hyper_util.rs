@@ -14,7 +14,7 @@ use hyper_util::{
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpListener;
 use tower::{Layer, ServiceBuilder, ServiceExt};
-use tower_http_retry::{OutcomeHandle, ReplayBody, RetryLayer, StopReason};
+use tower_http_retry::{GiveUpReason, OutcomeHandle, ReplayBody, RetryLayer};
 
 use crate::contract;
 
@@ -80,7 +80,10 @@ async fn a_server_that_is_not_trusted_gets_no_request() {
     assert!(error.is_connect());
     let outcome = outcome.get().unwrap();
     assert_eq!(outcome.attempts(), 4);
-    assert_eq!(outcome.stop_reason(), Some(StopReason::RetriesExhausted));
+    assert_eq!(
+        outcome.give_up_reason(),
+        Some(GiveUpReason::RetriesExhausted)
+    );
     assert_eq!(server.requests(), 0);
 }
 

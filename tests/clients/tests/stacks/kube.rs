@@ -138,7 +138,7 @@ async fn the_outcome_can_be_read() {
         let client = stack(&server, policy());
         let request = Request::put("/livez").body(Body::from(b"up?".to_vec()));
         let response = within(client.send(request.unwrap())).await.unwrap();
-        assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+        assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
 
         let handle = OutcomeHandle::new();
         let request = Request::get("/api/v1/namespaces/default/configmaps/limits");
@@ -162,7 +162,7 @@ async fn kubes_own_retries_hide_failures_from_the_layer() {
     let request = Request::get("/livez").body(Body::empty()).unwrap();
     let response = within(client.send(request)).await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(RetryOutcome::of(&response).attempts(), 1);
+    assert_eq!(RetryOutcome::from_response(&response).attempts(), 1);
     assert_eq!(server.requests(), 3);
 }
 

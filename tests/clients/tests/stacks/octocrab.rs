@@ -10,7 +10,7 @@ use octocrab::{
     service::middleware::{base_uri::BaseUriLayer, extra_headers::ExtraHeadersLayer},
 };
 use tower::ServiceBuilder;
-use tower_http_retry::{OutcomeHandle, RetryLayer, RetryOutcome, RetryPolicy, StopReason};
+use tower_http_retry::{GiveUpReason, OutcomeHandle, RetryLayer, RetryOutcome, RetryPolicy};
 
 /// The retries belong into the service: octocrab's `with_layer` wants what is below it to take its own
 /// body already.
@@ -32,7 +32,7 @@ async fn failed_responses_are_sent_again() {
     let response = within(github._put("/user/starred", Some(&["a", "b"])));
     let response = response.await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(RetryOutcome::of(&response).attempts(), 3);
+    assert_eq!(RetryOutcome::from_response(&response).attempts(), 3);
     assert_eq!(server.bodies(), [r#"["a","b"]"#; 3]);
     let agents = server.each(|seen| seen.head.headers[USER_AGENT].clone());
     assert_eq!(agents, ["tower-http-retry"; 3]);
@@ -44,7 +44,7 @@ async fn a_refused_connection_is_tried_again_whatever_the_method() {
     let github = octocrab(&server, policy);
     let response = within(github._post("/gists", Some(&["a"]))).await.unwrap();
     assert_eq!(response.status(), 201);
-    assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+    assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
     assert_eq!(server.bodies(), [r#"["a"]"#]);
 }
 
@@ -53,14 +53,17 @@ async fn a_lost_answer_is_asked_for_again_only_if_idempotent() {
     let server = Server::start([Answer::HangUp, status(200), Answer::HangUp]);
     let github = octocrab(&server, policy());
     let response = within(github._put("/user/starred", Some(&["a"])));
-    assert_eq!(RetryOutcome::of(&response.await.unwrap()).attempts(), 2);
+    assert_eq!(
+        RetryOutcome::from_response(&response.await.unwrap()).attempts(),
+        2
+    );
 
     let outcome = OutcomeHandle::new();
     let request = Request::post("/gists").extension(outcome.clone());
     let request = request.body(OctoBody::from("a".to_owned())).unwrap();
     assert!(within(github.execute(request)).await.is_err());
     let outcome = outcome.get().unwrap();
-    assert_eq!(outcome.stop_reason(), Some(StopReason::NotIdempotent));
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotIdempotent));
     assert_eq!(server.bodies(), [r#"["a"]"#, r#"["a"]"#, "a"]);
 }
 

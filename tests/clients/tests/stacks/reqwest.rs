@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full};
 use reqwest::{Body, Client, ResponseBuilderExt, redirect};
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 use tower_http_retry::{
-    OutcomeHandle, ReplayBody, ResponseBody, RetryLayer, RetryOutcome, RetryPolicy, StopReason,
+    GiveUpReason, OutcomeHandle, ReplayBody, ResponseBody, RetryLayer, RetryOutcome, RetryPolicy,
 };
 
 use crate::contract;
@@ -108,7 +108,7 @@ async fn its_own_timeout_is_retried_only_where_it_is_told_apart() {
         .service(client.clone());
     assert!(within(stack.oneshot(request)).await.is_err());
     let outcome = outcome.get().unwrap();
-    assert_eq!(outcome.stop_reason(), Some(StopReason::NotRetryable));
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotRetryable));
 
     let server = Server::start([Answer::Silence, status(200)]);
     let request = server.request(Method::PUT, "money");
@@ -174,8 +174,8 @@ async fn a_response_that_is_not_retried_is_whole() {
     let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
     let response = response.unwrap();
     assert_eq!(response.status(), 403);
-    let outcome = RetryOutcome::of(&response);
-    assert_eq!(outcome.stop_reason(), Some(StopReason::NotRetryable));
+    let outcome = RetryOutcome::from_response(&response);
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotRetryable));
     let body = within(response.into_body().collect()).await.unwrap();
     assert_eq!(body.to_bytes(), "not yours");
 }

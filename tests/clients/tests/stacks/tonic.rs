@@ -16,7 +16,8 @@ use tonic::{
 use tower::{BoxError, Service, ServiceBuilder};
 use tower_http::map_request_body::MapRequestBodyLayer;
 use tower_http_retry::{
-    OutcomeHandle, RequestOptions, ResponseBody, RetryLayer, RetryOutcome, RetryPolicy, StopReason,
+    GiveUpReason, OutcomeHandle, RequestOptions, ResponseBody, RetryLayer, RetryOutcome,
+    RetryPolicy,
 };
 
 /// The error of the channel is boxed, so that the layer can read what is inside.
@@ -62,7 +63,7 @@ async fn a_gateway_timeout_is_retried_where_the_call_says_so() {
     let channel = channel(&server).connect_lazy();
 
     let mut request = Request::new("Ann".to_owned());
-    let repeatable = RequestOptions::new().repeatable(true);
+    let repeatable = RequestOptions::new().idempotent(true);
     request.extensions_mut().insert(repeatable);
     let reply = within(greet(stack(channel.clone(), policy()), request)).await;
     assert_eq!(reply.unwrap().into_inner(), "hello");
@@ -73,8 +74,8 @@ async fn a_gateway_timeout_is_retried_where_the_call_says_so() {
     // tonic makes its own of the status, and the response is gone.
     assert_eq!(result.unwrap_err().code(), Code::Unavailable);
     assert_eq!(
-        outcome.get().unwrap().stop_reason(),
-        Some(StopReason::NotIdempotent)
+        outcome.get().unwrap().give_up_reason(),
+        Some(GiveUpReason::NotIdempotent)
     );
     assert_eq!(server.requests(), 3);
 }
@@ -101,7 +102,7 @@ async fn an_error_that_is_not_boxed_is_not_read() {
     let (request, outcome) = watched("Ann");
     assert!(within(greet(stack, request)).await.is_err());
     let outcome = outcome.get().unwrap();
-    assert_eq!(outcome.stop_reason(), Some(StopReason::NotRetryable));
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotRetryable));
     assert_eq!(server.requests(), 0);
 }
 
@@ -111,7 +112,7 @@ async fn a_broken_stream_is_opened_again_where_the_call_says_so() {
     let channel = channel(&server).connect_lazy();
 
     let (mut request, outcome) = watched("Ann");
-    let repeatable = RequestOptions::new().repeatable(true);
+    let repeatable = RequestOptions::new().idempotent(true);
     request.extensions_mut().insert(repeatable);
     let reply = within(greet(stack(channel.clone(), policy()), request)).await;
     assert_eq!(reply.unwrap().into_inner(), "hello");
@@ -122,8 +123,8 @@ async fn a_broken_stream_is_opened_again_where_the_call_says_so() {
     let result = within(greet(stack(channel, policy()), request)).await;
     assert!(result.is_err());
     assert_eq!(
-        outcome.get().unwrap().stop_reason(),
-        Some(StopReason::NotIdempotent)
+        outcome.get().unwrap().give_up_reason(),
+        Some(GiveUpReason::NotIdempotent)
     );
     assert_eq!(server.requests(), 3);
 }
@@ -151,7 +152,7 @@ async fn a_status_of_grpc_passes_untouched() {
         );
         assert_eq!(status.metadata().get("x-shard").unwrap(), "7");
         let outcome = outcome.get().unwrap();
-        assert_eq!((outcome.attempts(), outcome.stop_reason()), (1, None));
+        assert_eq!((outcome.attempts(), outcome.give_up_reason()), (1, None));
     }
 }
 
@@ -169,8 +170,8 @@ async fn the_channels_own_timeout_is_retried_only_where_it_is_told_apart() {
     let stack = stack(channel.clone(), policy.clone());
     assert!(within(greet(stack, request)).await.is_err());
     assert_eq!(
-        outcome.get().unwrap().stop_reason(),
-        Some(StopReason::NotRetryable)
+        outcome.get().unwrap().give_up_reason(),
+        Some(GiveUpReason::NotRetryable)
     );
 
     let stack = ServiceBuilder::new()

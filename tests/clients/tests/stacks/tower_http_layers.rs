@@ -31,8 +31,8 @@ use tower_http::{
     trace::{OnFailure, OnRequest, TraceLayer},
 };
 use tower_http_retry::{
-    ApiErrorsAsFailures, ApiFailureClass, ReplayBody, RequestOptions, RetryLayer, RetryOutcome,
-    StopReason,
+    ApiErrorsAsFailures, ApiFailureClass, GiveUpReason, ReplayBody, RequestOptions, RetryLayer,
+    RetryOutcome,
 };
 use tracing::Span;
 
@@ -84,7 +84,10 @@ async fn an_attempt_that_times_out_is_made_again() {
         .layer(MapResponseBodyLayer::new(Incoming::boxed))
         .service(client());
     let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
-    assert_eq!(RetryOutcome::of(&response.unwrap()).attempts(), 2);
+    assert_eq!(
+        RetryOutcome::from_response(&response.unwrap()).attempts(),
+        2
+    );
     assert_eq!(server.bodies(), ["money"; 2]);
 }
 
@@ -99,8 +102,8 @@ async fn a_last_timeout_is_a_504() {
     let response = within(stack.oneshot(server.request(Method::POST, "money"))).await;
     let response = response.unwrap();
     assert_eq!(response.status(), 504);
-    let outcome = RetryOutcome::of(&response);
-    assert_eq!(outcome.stop_reason(), Some(StopReason::NotIdempotent));
+    let outcome = RetryOutcome::from_response(&response);
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotIdempotent));
 }
 
 #[tokio::test]
@@ -117,7 +120,10 @@ async fn a_trace_sees_each_attempt_below_and_the_call_above() {
         )
         .service(client());
     let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
-    assert_eq!(RetryOutcome::of(&response.unwrap()).attempts(), 3);
+    assert_eq!(
+        RetryOutcome::from_response(&response.unwrap()).attempts(),
+        3
+    );
     assert_eq!(calls.get(), 1);
     assert_eq!(attempts.get(), 3);
     assert_eq!(failures.get(), 2);
@@ -162,7 +168,10 @@ async fn redirects_outside_repeat_nothing_and_inside_all() {
         .layer(RetryLayer::new(policy()))
         .service(client());
     let response = within(stack.oneshot(server.request(Method::GET, ""))).await;
-    assert_eq!(RetryOutcome::of(&response.unwrap()).attempts(), 2);
+    assert_eq!(
+        RetryOutcome::from_response(&response.unwrap()).attempts(),
+        2
+    );
     assert_eq!(paths(&server), ["/", "/there", "/there"]);
 
     let server = Server::start([redirect(), status(429), redirect(), status(200)]);
@@ -171,7 +180,10 @@ async fn redirects_outside_repeat_nothing_and_inside_all() {
         .layer(FollowRedirectLayer::new())
         .service(client());
     let response = within(stack.oneshot(server.request(Method::GET, ""))).await;
-    assert_eq!(RetryOutcome::of(&response.unwrap()).attempts(), 2);
+    assert_eq!(
+        RetryOutcome::from_response(&response.unwrap()).attempts(),
+        2
+    );
     assert_eq!(paths(&server), ["/", "/there", "/", "/there"]);
 }
 
@@ -193,8 +205,8 @@ async fn a_failure_behind_a_redirect_is_judged_by_the_method_that_the_layer_saw(
     let response = within(stack.oneshot(server.request(Method::POST, "money"))).await;
     let response = response.unwrap();
     assert_eq!(response.status(), 504);
-    let outcome = RetryOutcome::of(&response);
-    assert_eq!(outcome.stop_reason(), Some(StopReason::NotIdempotent));
+    let outcome = RetryOutcome::from_response(&response);
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotIdempotent));
     assert_eq!(asked(&server), [Method::POST, Method::GET]);
 
     let server = Server::start(script());
@@ -205,7 +217,7 @@ async fn a_failure_behind_a_redirect_is_judged_by_the_method_that_the_layer_saw(
     let response = within(stack.oneshot(server.request(Method::POST, "money"))).await;
     let response = response.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(RetryOutcome::of(&response).attempts(), 2);
+    assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
     assert_eq!(asked(&server), [Method::POST, Method::GET, Method::GET]);
 }
 
@@ -226,11 +238,14 @@ async fn a_body_is_redirected_outside_only() {
         .layer(RetryLayer::new(policy()))
         .service(client());
     let mut request = server.request(Method::POST, "money");
-    let repeatable = RequestOptions::new().repeatable(true);
+    let repeatable = RequestOptions::new().idempotent(true);
     request.extensions_mut().insert(repeatable);
     let response = within(stack.oneshot(request)).await;
     // What was said of the request holds behind the redirect, too.
-    assert_eq!(RetryOutcome::of(&response.unwrap()).attempts(), 2);
+    assert_eq!(
+        RetryOutcome::from_response(&response.unwrap()).attempts(),
+        2
+    );
     assert_eq!(server.bodies(), ["money"; 3]);
 
     let server = Server::start([redirect()]);
@@ -258,8 +273,8 @@ async fn an_invalid_token_is_found_in_what_was_decompressed() {
         .service(client());
     let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
     let response = response.unwrap();
-    let outcome = RetryOutcome::of(&response);
-    assert_eq!(outcome.stop_reason(), Some(StopReason::InvalidToken));
+    let outcome = RetryOutcome::from_response(&response);
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::InvalidToken));
     assert_eq!(read(response).await, INVALID_TOKEN);
 
     // Above, it finds no JSON, and retries.
@@ -270,8 +285,11 @@ async fn an_invalid_token_is_found_in_what_was_decompressed() {
         .service(client());
     let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
     let response = response.unwrap();
-    let outcome = RetryOutcome::of(&response);
-    assert_eq!(outcome.stop_reason(), Some(StopReason::RetriesExhausted));
+    let outcome = RetryOutcome::from_response(&response);
+    assert_eq!(
+        outcome.give_up_reason(),
+        Some(GiveUpReason::RetriesExhausted)
+    );
     assert_eq!(read(response).await, INVALID_TOKEN);
     assert_eq!(server.bodies(), ["money"; 2]);
 }

@@ -23,7 +23,8 @@ use tower::{
     util::BoxCloneSyncService,
 };
 use tower_http_retry::{
-    OutcomeHandle, ReplayBody, ResponseBody, RetryLayer, RetryOutcome, RetryPolicy, StopReason,
+    GiveUpReason, OutcomeHandle, ReplayBody, ResponseBody, RetryLayer, RetryOutcome, RetryPolicy,
+    backoff_fn,
 };
 
 use crate::contract;
@@ -102,7 +103,7 @@ async fn a_request_that_waits_for_its_retry_holds_no_permit() {
     let server = Server::start([status(429), status(200)]);
     let day = Duration::from_secs(24 * 60 * 60);
     let policy = RetryPolicy::new()
-        .backoff(move || iter::repeat(day))
+        .backoff(backoff_fn(move || iter::repeat(day)))
         .max_elapsed(2 * day);
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy))
@@ -134,7 +135,7 @@ async fn shed_load_is_not_retried() {
     let error = within(stack.oneshot(request)).await.unwrap_err();
     assert!(error.is::<Overloaded>());
     let outcome = outcome.get().unwrap();
-    assert_eq!(outcome.stop_reason(), Some(StopReason::NotRetryable));
+    assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotRetryable));
     busy.abort();
 }
 
@@ -146,7 +147,10 @@ async fn an_attempt_that_times_out_is_made_again() {
         .timeout(Duration::from_millis(500))
         .service(client());
     let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
-    assert_eq!(RetryOutcome::of(&response.unwrap()).attempts(), 2);
+    assert_eq!(
+        RetryOutcome::from_response(&response.unwrap()).attempts(),
+        2
+    );
     assert_eq!(server.bodies(), ["money"; 2]);
 }
 
