@@ -20,6 +20,7 @@ use std::{
     convert::Infallible,
     future::{Future, Ready, ready},
     hint::black_box,
+    num::NonZeroU32,
     pin::pin,
     sync::Barrier,
     task::{Context, Poll, Waker},
@@ -50,7 +51,7 @@ fn main() -> Result<(), BoxError> {
         println!("contention threads={threads} ours_ns={ours:.1} tps_ns={tps:.1}");
     }
 
-    let ours = RetryBudget::new(1_000_000, 1)?;
+    let ours = RetryBudget::new(1_000_000.try_into()?, NonZeroU32::MIN)?;
     let tps = TpsBudget::new(Duration::from_secs(10), 1_000_000, 1.0);
     for threads in THREADS {
         let rounds = in_turn(|| spend(&ours, threads), || spend(&tps, threads));

@@ -1,10 +1,13 @@
 //! What all clones of a layer may spend on retries.
 
-use std::{error, fmt, num::NonZeroU32};
+use std::{fmt, num::NonZeroU32};
 
 use tower::retry::budget::Budget;
 
-use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
+use crate::{
+    invalid_config::InvalidConfig,
+    sync::{Arc, AtomicU32, AtomicU64, Ordering},
+};
 
 /// A budget of tokens that bounds the retries of all requests that share it.
 ///
@@ -33,8 +36,8 @@ use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
 /// ```
 /// use tower_http_retry::{RetryBudget, RetryLayer, RetryPolicy};
 ///
-/// # fn main() -> Result<(), tower_http_retry::InvalidBudget> {
-/// let budget = RetryBudget::new(500, 14)?;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let budget = RetryBudget::new(500.try_into()?, 14.try_into()?)?;
 /// let layer = RetryLayer::new(RetryPolicy::new().budget(budget.clone()));
 /// assert_eq!(budget.balance(), Some(500));
 /// # Ok(())
@@ -61,15 +64,14 @@ impl RetryBudget {
     ///
     /// # Errors
     ///
-    /// [`InvalidBudget`] where `cost` is 0, which would bound nothing, or above `capacity`, which would
-    /// allow no retry ever.
-    pub fn new(capacity: u32, cost: u32) -> Result<Self, InvalidBudget> {
-        match NonZeroU32::new(cost) {
-            Some(cost) if cost.get() <= capacity => {
-                Ok(Self::of(Tokens::Own(Bucket::new(capacity, cost))))
-            }
-            _ => Err(InvalidBudget { capacity, cost }),
+    /// Returns [`InvalidConfig`] if `cost` exceeds `capacity`, which would allow no retry at all.
+    pub fn new(capacity: NonZeroU32, cost: NonZeroU32) -> Result<Self, InvalidConfig> {
+        if cost > capacity {
+            let message =
+                format!("a retry costs {cost} tokens, but the capacity is {capacity} tokens");
+            return Err(InvalidConfig::new("budget", message));
         }
+        Ok(Self::of(Tokens::Own(Bucket::new(capacity.get(), cost))))
     }
 
     /// A budget of tower's, [`TpsBudget`](tower::retry::budget::TpsBudget) for instance.
@@ -261,28 +263,6 @@ impl Bucket {
     }
 }
 
-/// A budget was asked for that bounds nothing, or that allows nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvalidBudget {
-    capacity: u32,
-    cost: u32,
-}
-
-impl fmt::Display for InvalidBudget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { capacity, cost } = self;
-        match cost {
-            0 => f.write_str("a retry has to cost at least 1 token"),
-            _ => write!(
-                f,
-                "a retry costs {cost} tokens, but there are never more than {capacity}"
-            ),
-        }
-    }
-}
-
-impl error::Error for InvalidBudget {}
-
 #[cfg(all(test, not(retry_loom)))]
 mod tests {
     use super::*;
@@ -290,11 +270,14 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for (capacity, cost) in [(0, 0), (50, 0), (0, 1), (9, 10)] {
-            let error = RetryBudget::new(capacity, cost).unwrap_err();
-            assert_eq!(error, InvalidBudget { capacity, cost });
-        }
-        assert_eq!(RetryBudget::new(10, 10).unwrap().balance(), Some(10));
+        let new = |capacity: u32, cost: u32| {
+            RetryBudget::new(capacity.try_into().unwrap(), cost.try_into().unwrap())
+        };
+        assert_eq!(
+            new(9, 10).unwrap_err().to_string(),
+            "budget: a retry costs 10 tokens, but the capacity is 9 tokens"
+        );
+        assert_eq!(new(10, 10).unwrap().balance(), Some(10));
     }
 
     #[test]
@@ -336,7 +319,8 @@ mod tests {
             cost in 1u32..50,
             steps in proptest::collection::vec((0u8..4, any::<proptest::sample::Index>()), 0..300),
         ) {
-            let Ok(budget) = RetryBudget::new(capacity, cost) else { return Ok(()) };
+            let (full, price) = (capacity.try_into().unwrap(), cost.try_into().unwrap());
+            let Ok(budget) = RetryBudget::new(full, price) else { return Ok(()) };
             let mut open = Vec::new();
             let (mut spent, mut given) = (0_u64, 0_u64);
             for (step, index) in steps {

@@ -119,6 +119,8 @@ mod budget;
 
 mod rate_gate;
 
+mod invalid_config;
+
 mod outcome;
 
 mod telemetry;
@@ -135,11 +137,8 @@ pub mod future {
 pub use self::{
     backoff::{Backoff, BackoffFn, Delays, ExponentialBackoff, backoff_fn},
     body::{ReplayBody, ResponseBody, Superseded},
-    budget::{InvalidBudget, RetryBudget},
-    classify::{
-        ApiErrorsAsFailures, ApiFailureClass, FailureKind, InvalidStatus, Retryability,
-        RetryableFailure,
-    },
+    budget::RetryBudget,
+    classify::{ApiErrorsAsFailures, ApiFailureClass, FailureKind, Retryability, RetryableFailure},
     error_for_status::{
         ApiError, Error, ErrorForStatus, ErrorForStatusLayer, TransportError, error_for_status,
     },
@@ -152,7 +151,7 @@ pub use self::{
 
 #[cfg(feature = "serde")]
 #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
-pub use self::policy::{InvalidSettings, RetrySettings};
+pub use self::policy::RetrySettings;
 #[cfg(feature = "metrics")]
 #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
 pub use self::telemetry::describe_metrics;

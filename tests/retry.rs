@@ -524,7 +524,7 @@ async fn reading_the_failed_response_does_not_pass_the_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn the_budget_bounds_the_retries_of_all_requests_and_successes_pay_for_them() {
-    let budget = RetryBudget::new(20, 10).unwrap();
+    let budget = RetryBudget::new(20.try_into().unwrap(), 10.try_into().unwrap()).unwrap();
     let policy = || policy().budget(budget.clone());
     let script = (0..3).map(|_| Ok(answer(500))).collect();
     let response = run(policy(), request("GET"), script).await.unwrap();

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, str::FromStr, time::Duration};
 
 use clap::Parser;
 use http::{
@@ -75,12 +75,12 @@ pub(crate) struct Settings {
     no_budget: bool,
 
     /// The tokens that all retries share; a success gives one
-    #[arg(long, value_name = "TOKENS", default_value_t = 50)]
-    budget_capacity: u32,
+    #[arg(long, value_name = "TOKENS", default_value = "50")]
+    budget_capacity: NonZeroU32,
 
     /// What one retry costs
-    #[arg(long, value_name = "TOKENS", default_value_t = 10)]
-    budget_cost: u32,
+    #[arg(long, value_name = "TOKENS", default_value = "10")]
+    budget_cost: NonZeroU32,
 
     /// Hold requests back that the upstream's rate limit would refuse
     #[arg(long)]

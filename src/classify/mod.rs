@@ -4,13 +4,15 @@
 pub(crate) mod invalid_token;
 pub(crate) mod transport;
 
-use std::{collections::BTreeMap, error, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use http::{Request, Response, StatusCode};
 use tower_http::classify::{
     ClassifiedResponse, ClassifyResponse, MakeClassifier, NeverClassifyEos,
     ServerErrorsFailureClass, StatusInRangeFailureClass,
 };
+
+use crate::invalid_config::InvalidConfig;
 
 /// The documented contract of the Mondo (later Monzo) bank API, as a classifier.
 ///
@@ -33,7 +35,7 @@ use tower_http::classify::{
 /// use tower_http::trace::TraceLayer;
 /// use tower_http_retry::{ApiErrorsAsFailures, Retryability, RetryLayer, RetryPolicy};
 ///
-/// # fn main() -> Result<(), tower_http_retry::InvalidStatus> {
+/// # fn main() -> Result<(), tower_http_retry::InvalidConfig> {
 /// let contract = ApiErrorsAsFailures::new()
 ///     .classify_status(StatusCode::BAD_GATEWAY, Retryability::IfIdempotent)?;
 ///
@@ -59,14 +61,15 @@ impl ApiErrorsAsFailures {
     ///
     /// # Errors
     ///
-    /// [`InvalidStatus`] where `status` is not a 4xx or 5xx: no other status is a failure.
+    /// [`InvalidConfig`] where `status` is not a 4xx or 5xx: no other status is a failure.
     pub fn classify_status(
         mut self,
         status: StatusCode,
         retryability: Retryability,
-    ) -> Result<Self, InvalidStatus> {
+    ) -> Result<Self, InvalidConfig> {
         if FailureKind::from_status(status).is_none() {
-            return Err(InvalidStatus { status });
+            let key = format!("classify_status.{}", status.as_u16());
+            return Err(InvalidConfig::new(key, "not a 4xx or 5xx status"));
         }
         let mut named = self.named.take().unwrap_or_default();
         let differing = Arc::make_mut(&mut named);
@@ -163,37 +166,6 @@ impl MakeClassifier for ApiErrorsAsFailures {
         self.clone()
     }
 }
-
-/// A status was named that is no failure, and so is never retried.
-///
-/// ```
-/// use http::StatusCode;
-/// use tower_http_retry::{Retryability, RetryPolicy};
-///
-/// let error = RetryPolicy::new()
-///     .classify_status(StatusCode::OK, Retryability::Always)
-///     .unwrap_err();
-/// assert_eq!(error.to_string(), "200 OK is not a 4xx or 5xx status");
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvalidStatus {
-    status: StatusCode,
-}
-
-impl InvalidStatus {
-    /// The status that was refused.
-    pub fn status(&self) -> StatusCode {
-        self.status
-    }
-}
-
-impl fmt::Display for InvalidStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is not a 4xx or 5xx status", self.status)
-    }
-}
-
-impl error::Error for InvalidStatus {}
 
 /// A failure as [`ApiErrorsAsFailures`] reads it.
 ///

@@ -71,7 +71,7 @@ fn a_status_that_is_no_failure_is_refused() {
         let error = ApiErrorsAsFailures::new()
             .classify_status(status, Always)
             .unwrap_err();
-        assert_eq!(error.status(), status);
+        assert_eq!(error.key(), format!("classify_status.{}", status.as_u16()));
     }
 }
 

@@ -13,7 +13,8 @@ use tower_http::classify::MakeClassifier;
 use crate::{
     backoff::{Backoff, Delays, ExponentialBackoff},
     budget::RetryBudget,
-    classify::{ApiErrorsAsFailures, InvalidStatus, Retryability, RetryableFailure},
+    classify::{ApiErrorsAsFailures, Retryability, RetryableFailure},
+    invalid_config::InvalidConfig,
     outcome::GiveUpReason,
     rate_gate::RateGate,
     telemetry::{
@@ -23,7 +24,7 @@ use crate::{
 };
 
 #[cfg(feature = "serde")]
-pub use self::settings::{InvalidSettings, RetrySettings};
+pub use self::settings::RetrySettings;
 pub use self::{idempotency::IdempotencyKey, options::RequestOptions};
 
 /// Every setting of the layer.
@@ -52,7 +53,7 @@ pub use self::{idempotency::IdempotencyKey, options::RequestOptions};
 /// use std::time::Duration;
 /// use tower_http_retry::{ExponentialBackoff, Retryability, RetryLayer, RetryPolicy};
 ///
-/// # fn main() -> Result<(), tower_http_retry::InvalidStatus> {
+/// # fn main() -> Result<(), tower_http_retry::InvalidConfig> {
 /// let policy = RetryPolicy::new()
 ///     .max_retries(5)
 ///     .max_elapsed(Duration::from_secs(20))
@@ -118,12 +119,12 @@ impl RetryPolicy {
     ///
     /// # Errors
     ///
-    /// [`InvalidStatus`] where `status` is not a 4xx or 5xx: no other status is a failure.
+    /// [`InvalidConfig`] where `status` is not a 4xx or 5xx: no other status is a failure.
     pub fn classify_status(
         mut self,
         status: StatusCode,
         retryability: Retryability,
-    ) -> Result<Self, InvalidStatus> {
+    ) -> Result<Self, InvalidConfig> {
         self.classifier = self.classifier.classify_status(status, retryability)?;
         Ok(self)
     }

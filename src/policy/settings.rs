@@ -1,13 +1,13 @@
 //! The settings of a policy, as a configuration file has them.
 
-use std::{collections::BTreeMap, error, fmt, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
-use http::{HeaderName, StatusCode};
+use http::{HeaderName, StatusCode, status::InvalidStatusCode};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::{
-    backoff::ExponentialBackoff, budget::RetryBudget, classify::Retryability, policy::RetryPolicy,
-    rate_gate::RateGate,
+    backoff::ExponentialBackoff, budget::RetryBudget, classify::Retryability,
+    invalid_config::InvalidConfig, policy::RetryPolicy, rate_gate::RateGate,
 };
 
 /// The settings of a [`RetryPolicy`], to be read by serde from a file in any format.
@@ -97,9 +97,9 @@ struct Backoff {
 #[serde(deny_unknown_fields)]
 struct Budget {
     #[serde(deserialize_with = "key::capacity")]
-    capacity: Option<u32>,
+    capacity: Option<NonZeroU32>,
     #[serde(deserialize_with = "key::cost")]
-    cost: Option<u32>,
+    cost: Option<NonZeroU32>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -155,8 +155,8 @@ mod key {
         drain_limit: usize,
         discard_timeout: Text,
         retry_non_idempotent: bool,
-        capacity: u32,
-        cost: u32,
+        capacity: NonZeroU32,
+        cost: NonZeroU32,
         no_budget: bool,
         rate_gate: bool,
         classify_status: BTreeMap<String, Retry>,
@@ -167,34 +167,33 @@ mod key {
 }
 
 impl TryFrom<RetrySettings> for RetryPolicy {
-    type Error = InvalidSettings;
+    type Error = InvalidConfig;
 
     /// The policy of these settings.
     ///
     /// # Errors
     ///
-    /// [`InvalidSettings`] where a value has the right form and makes no sense: a budget that allows
+    /// [`InvalidConfig`] where a value has the right form and makes no sense: a budget that allows
     /// nothing, a status that is no failure.
-    fn try_from(settings: RetrySettings) -> Result<Self, InvalidSettings> {
+    fn try_from(settings: RetrySettings) -> Result<Self, InvalidConfig> {
         let mut policy = Self::new();
         if let Some(Backoff { base, cap }) = settings.backoff {
             let (Some(base), Some(cap)) = (base, cap) else {
-                return Err(InvalidSettings::new("backoff", "needs `base` and `cap`"));
+                return Err(InvalidConfig::new("backoff", "needs `base` and `cap`"));
             };
             policy = policy.backoff(ExponentialBackoff::new(base.0, cap.0));
         }
         if let Some(Budget { capacity, cost }) = settings.budget {
             let (Some(capacity), Some(cost)) = (capacity, cost) else {
                 let problem = "needs `capacity` and `cost`";
-                return Err(InvalidSettings::new("budget", problem));
+                return Err(InvalidConfig::new("budget", problem));
             };
-            let budget = RetryBudget::new(capacity, cost);
-            policy = policy.budget(budget.map_err(|it| InvalidSettings::new("budget", it))?);
+            policy = policy.budget(RetryBudget::new(capacity, cost)?);
         }
         if settings.no_budget == Some(true) {
             if settings.budget.is_some() {
                 let problem = "there is a `budget` as well";
-                return Err(InvalidSettings::new("no_budget", problem));
+                return Err(InvalidConfig::new("no_budget", problem));
             }
             policy = policy.no_budget();
         }
@@ -207,14 +206,13 @@ impl TryFrom<RetrySettings> for RetryPolicy {
             };
             let status: StatusCode = status
                 .parse()
-                .map_err(|error| InvalidSettings::new(&key, error))?;
-            policy = policy
-                .classify_status(status, retryability)
-                .map_err(|error| InvalidSettings::new(&key, error))?;
+                .map_err(|error: InvalidStatusCode| InvalidConfig::new(key, error.to_string()))?;
+            policy = policy.classify_status(status, retryability)?;
         }
         if let Some(name) = settings.attempt_header {
             let name = name.parse::<HeaderName>();
-            let name = name.map_err(|error| InvalidSettings::new("attempt_header", error))?;
+            let name =
+                name.map_err(|error| InvalidConfig::new("attempt_header", error.to_string()))?;
             policy = policy.attempt_header(name);
         }
         if let Some(key) = settings.idempotency_key {
@@ -252,7 +250,7 @@ impl TryFrom<RetrySettings> for RetryPolicy {
 }
 
 #[cfg(feature = "uuid")]
-fn with_key(policy: RetryPolicy, key: Key) -> Result<RetryPolicy, InvalidSettings> {
+fn with_key(policy: RetryPolicy, key: Key) -> Result<RetryPolicy, InvalidConfig> {
     use crate::policy::IdempotencyKey;
 
     Ok(policy.idempotency_key(match key {
@@ -262,41 +260,10 @@ fn with_key(policy: RetryPolicy, key: Key) -> Result<RetryPolicy, InvalidSetting
 }
 
 #[cfg(not(feature = "uuid"))]
-fn with_key(_: RetryPolicy, _: Key) -> Result<RetryPolicy, InvalidSettings> {
+fn with_key(_: RetryPolicy, _: Key) -> Result<RetryPolicy, InvalidConfig> {
     let problem = "this program was built without UUIDs (the feature `uuid` of tower-http-retry)";
-    Err(InvalidSettings::new("idempotency_key", problem))
+    Err(InvalidConfig::new("idempotency_key", problem))
 }
-
-/// A value in [`RetrySettings`] makes no sense.
-///
-/// Its text begins with the key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvalidSettings {
-    key: String,
-    problem: String,
-}
-
-impl InvalidSettings {
-    fn new(key: &str, problem: impl fmt::Display) -> Self {
-        Self {
-            key: key.to_owned(),
-            problem: problem.to_string(),
-        }
-    }
-
-    /// The key of the value.
-    pub fn key(&self) -> &str {
-        &self.key
-    }
-}
-
-impl fmt::Display for InvalidSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.problem)
-    }
-}
-
-impl error::Error for InvalidSettings {}
 
 #[cfg(test)]
 mod tests {
