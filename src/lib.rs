@@ -103,7 +103,11 @@
     )
 )]
 
+mod builder;
+
 mod retry;
+
+mod events;
 
 mod body;
 
@@ -149,12 +153,9 @@ pub use self::{
     telemetry::{GiveUpEvent, RetryEvent},
 };
 
-#[cfg(feature = "serde")]
-#[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
-pub use self::policy::RetrySettings;
-#[cfg(feature = "metrics")]
-#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
-pub use self::telemetry::describe_metrics;
+#[cfg(feature = "uuid")]
+#[cfg_attr(docsrs, doc(cfg(feature = "uuid")))]
+pub use self::policy::MakeIdempotencyUuid;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

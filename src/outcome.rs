@@ -25,8 +25,8 @@ use http::{Extensions, Response};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryOutcome {
     pub(crate) attempts: u32,
-    pub(crate) waited: Duration,
-    pub(crate) stop: Option<GiveUpReason>,
+    pub(crate) total_delay: Duration,
+    pub(crate) reason: Option<GiveUpReason>,
     pub(crate) retry_after: Option<Duration>,
 }
 
@@ -57,8 +57,8 @@ impl RetryOutcome {
 
     pub(crate) const FIRST_ATTEMPT: Self = Self {
         attempts: 1,
-        waited: Duration::ZERO,
-        stop: None,
+        total_delay: Duration::ZERO,
+        reason: None,
         retry_after: None,
     };
 
@@ -71,13 +71,13 @@ impl RetryOutcome {
     /// The time between attempts, from the arrival of a failed response's head (or of an error) to
     /// the end of the wait, summed up; without time at the rate gate, or until the service is ready.
     pub fn total_delay(&self) -> Duration {
-        self.waited
+        self.total_delay
     }
 
     /// Why the layer stopped; `None` where the last response is no failure, or where the call was dropped
     /// before it ended.
     pub fn give_up_reason(&self) -> Option<GiveUpReason> {
-        self.stop
+        self.reason
     }
 
     /// The `Retry-After` of the last response, where it is a failure that has a valid one; counted

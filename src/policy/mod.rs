@@ -1,55 +1,46 @@
-//! What to do: the settings, their defaults, and the decision after each failure.
+//! The retry policy.
 
+mod config;
+pub(crate) mod decision;
 pub(crate) mod idempotency;
-mod options;
 #[cfg(feature = "serde")]
 mod settings;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderName, StatusCode};
 use tower_http::classify::MakeClassifier;
 
 use crate::{
-    backoff::{Backoff, Delays, ExponentialBackoff},
+    backoff::Backoff,
     budget::RetryBudget,
     classify::{ApiErrorsAsFailures, Retryability, RetryableFailure},
+    events::{GiveUpEvent, RetryEvent},
     invalid_config::InvalidConfig,
-    outcome::GiveUpReason,
     rate_gate::RateGate,
-    telemetry::{
-        events::{Callbacks, GiveUpEvent, Reason, RetryEvent},
-        metrics::Meter,
-    },
 };
 
-#[cfg(feature = "serde")]
-pub use self::settings::RetrySettings;
-pub use self::{idempotency::IdempotencyKey, options::RequestOptions};
+#[cfg(feature = "uuid")]
+pub use self::idempotency::MakeIdempotencyUuid;
+pub use self::{
+    config::{BudgetConfig, RetryConfig, Shared},
+    idempotency::{MakeIdempotencyKey, RequestOptions},
+};
 
-/// Every setting of the layer.
+/// Configures which requests are retried, when, and how often.
 ///
-/// | setting | default | where it comes from |
-/// | --- | --- | --- |
-/// | [`max_retries`](Self::max_retries) | 3 (4 attempts) | AWS, .NET and gRPC settle between 2 and 4 |
-/// | [`backoff`](Self::backoff) | [`ExponentialBackoff::default`]: full jitter below 100 ms · 2ⁿ, at most 10 s | AWS, "Exponential Backoff And Jitter" |
-/// | [`max_elapsed`](Self::max_elapsed) | 60 s | what takes longer belongs in a job queue |
-/// | [`replay_limit`](Self::replay_limit) | 64 KiB | linkerd2-proxy |
-/// | [`inspect_limit`](Self::inspect_limit) | 16 KiB | an error object is small |
-/// | [`drain_limit`](Self::drain_limit) | 256 KiB | a response read to its end leaves a connection that can be used again |
-/// | [`discard_timeout`](Self::discard_timeout) | 1 s | a stalled body must not hold a retry up |
-/// | [`retry_non_idempotent`](Self::retry_non_idempotent) | false | RFC 9110 §9.2.2 |
-/// | [`budget`](Self::budget) | one of its own for each layer: capacity 50, a retry costs 10 | two storms, simulated: see the example `storm` |
-/// | [`rate_gate`](Self::rate_gate) | none | one gate stands for one quota, and only the user knows who shares it |
-/// | [`idempotency_key`](Self::idempotency_key) | none is added | only the server can tell that it knows the header |
-/// | [`attempt_header`](Self::attempt_header) | none | |
-/// | [`retry_filter`](Self::retry_filter), [`on_retry`](Self::on_retry), [`on_give_up`](Self::on_give_up) | none | |
-/// | [`name`](Self::name) | `default` | |
-/// | [`classify_status`](Self::classify_status) | 429 always; 500 and 504 if idempotent | the documented contract |
-/// | [`classifier`](Self::classifier) | [`ApiErrorsAsFailures`] | the documented contract |
+/// [`RetryConfig`] lists the settings with their defaults and the sources of these. With the feature
+/// `serde`, a policy is [deserialized](#deserialization) from a settings file.
+///
+/// The classifier `C` decides which responses and errors are failures, and whether each of them can be
+/// retried. The default is [`ApiErrorsAsFailures`], the documented contract of the Mondo bank API: 429 is
+/// retried for every method, 500 and 504 if the request is idempotent, and nothing else, 502 and 503
+/// included.
+///
+/// # Examples
 ///
 /// ```
-/// use http::{HeaderName, StatusCode};
+/// use http::StatusCode;
 /// use std::time::Duration;
 /// use tower_http_retry::{ExponentialBackoff, Retryability, RetryLayer, RetryPolicy};
 ///
@@ -64,62 +55,77 @@ pub use self::{idempotency::IdempotencyKey, options::RequestOptions};
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone)]
+///
+/// # Deserialization
+///
+/// With the feature `serde`, `RetryPolicy` implements `Deserialize`. Each key is optional and has the
+/// name of the method that it calls. Durations are text as `humantime` reads it (`"250ms"`, `"1m 30s"`),
+/// sizes are bytes. An unknown key is an error, and each error names its key.
+///
+/// | key | value |
+/// | --- | --- |
+/// | `max_retries` | number |
+/// | `backoff` | `base` and `cap`, both durations |
+/// | `max_elapsed`, `discard_timeout` | duration |
+/// | `replay_limit`, `inspect_limit`, `drain_limit` | bytes |
+/// | `retry_non_idempotent` | boolean |
+/// | `budget` | `capacity` and `cost`, both positive numbers; or `"disabled"` |
+/// | `rate_gate` | boolean: a gate for all layers made from the policy |
+/// | `idempotency_key` | `"quoted"` or `"unquoted"`: a UUID; requires the feature `uuid` |
+/// | `attempt_header` | the name of the header |
+/// | `client_name` | text |
+/// | `classify_status` | a table from statuses to `"always"`, `"if_idempotent"` or `"never"` |
+///
+/// ```
+/// # #[cfg(feature = "serde")]
+/// # fn main() -> Result<(), toml::de::Error> {
+/// use tower_http_retry::{RetryLayer, RetryPolicy};
+///
+/// let policy: RetryPolicy = toml::from_str(
+///     r#"
+///     max_retries = 5
+///     max_elapsed = "20s"
+///     backoff = { base = "50ms", cap = "2s" }
+///     budget = { capacity = 500, cost = 14 }
+///     classify_status = { 502 = "if_idempotent", 503 = "if_idempotent" }
+///     "#,
+/// )?;
+/// let layer = RetryLayer::new(policy);
+///
+/// let error = toml::from_str::<RetryPolicy>("max_elapsed = \"soon\"").unwrap_err();
+/// assert!(error.message().starts_with("max_elapsed: "));
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "serde"))]
+/// # fn main() {}
+/// ```
+#[derive(Clone, Debug, Default)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(
+        try_from = "settings::Settings",
+        bound = "Self: TryFrom<settings::Settings, Error = InvalidConfig>"
+    )
+)]
 pub struct RetryPolicy<C = ApiErrorsAsFailures> {
     pub(crate) classifier: C,
-    backoff: Arc<dyn Backoff>,
-    max_retries: u32,
-    max_elapsed: Duration,
-    pub(crate) replay_limit: usize,
-    pub(crate) inspect_limit: usize,
-    pub(crate) drain_limit: usize,
-    pub(crate) discard_timeout: Duration,
-    retry_non_idempotent: bool,
-    budget: Spending,
-    pub(crate) gate: Option<RateGate>,
-    pub(crate) idempotency_key: Option<IdempotencyKey>,
-    pub(crate) attempt_header: Option<HeaderName>,
-    pub(crate) callbacks: Callbacks,
-    pub(crate) meter: Meter,
-}
-
-/// What retries may cost.
-#[derive(Clone, Debug)]
-enum Spending {
-    /// Each layer has a budget of its own.
-    Default,
-    Shared(RetryBudget),
-    Unlimited,
+    pub(crate) config: RetryConfig,
 }
 
 impl RetryPolicy {
-    /// The documented contract, with the defaults of the table above.
+    /// Creates the policy of the documented contract, with the default settings.
     pub fn new() -> Self {
-        Self {
-            classifier: ApiErrorsAsFailures::new(),
-            backoff: Arc::new(ExponentialBackoff::default()),
-            max_retries: 3,
-            max_elapsed: Duration::from_secs(60),
-            replay_limit: 64 * 1024,
-            inspect_limit: 16 * 1024,
-            drain_limit: 256 * 1024,
-            discard_timeout: Duration::from_secs(1),
-            retry_non_idempotent: false,
-            budget: Spending::Default,
-            gate: None,
-            idempotency_key: None,
-            attempt_header: None,
-            callbacks: Callbacks::default(),
-            meter: Meter::new("default".into()),
-        }
+        Self::default()
     }
 
-    /// Says for one status whether it is retried, in place of the contract's own word; the same as
-    /// [`ApiErrorsAsFailures::classify_status`] on the classifier.
+    /// Overrides the retryability of a status, as
+    /// [`ApiErrorsAsFailures::classify_status`] does. Default: 429 always, 500 and 504 if idempotent,
+    /// other failures never.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] where `status` is not a 4xx or 5xx: no other status is a failure.
+    /// Returns [`InvalidConfig`] if `status` is not a 4xx or 5xx.
     pub fn classify_status(
         mut self,
         status: StatusCode,
@@ -131,12 +137,12 @@ impl RetryPolicy {
 }
 
 impl<C> RetryPolicy<C> {
-    /// Decides with `classifier` what is a failure and which failures may be retried.
+    /// Sets the classifier, which decides what is a failure and which failures can be retried.
     ///
-    /// Statuses named by [`classify_status`](RetryPolicy::classify_status) belong to the classifier that
-    /// is replaced. A class that needs the end of the stream
-    /// ([`RequiresEos`](tower_http::classify::ClassifiedResponse::RequiresEos)) is no failure at the
-    /// head, and the response is returned. `invalid_token` stops retries with every classifier.
+    /// Overrides made with [`classify_status`](RetryPolicy::classify_status) belong to the classifier
+    /// that is replaced. A class that needs the end of the stream
+    /// ([`RequiresEos`](tower_http::classify::ClassifiedResponse::RequiresEos)) is not a failure, and the
+    /// response is returned. `invalid_token` prevents retries with every classifier.
     #[must_use]
     pub fn classifier<M>(self, classifier: M) -> RetryPolicy<M>
     where
@@ -145,133 +151,151 @@ impl<C> RetryPolicy<C> {
     {
         RetryPolicy {
             classifier,
-            backoff: self.backoff,
-            max_retries: self.max_retries,
-            max_elapsed: self.max_elapsed,
-            replay_limit: self.replay_limit,
-            inspect_limit: self.inspect_limit,
-            drain_limit: self.drain_limit,
-            discard_timeout: self.discard_timeout,
-            retry_non_idempotent: self.retry_non_idempotent,
-            budget: self.budget,
-            gate: self.gate,
-            idempotency_key: self.idempotency_key,
-            attempt_header: self.attempt_header,
-            callbacks: self.callbacks,
-            meter: self.meter,
+            config: self.config,
         }
     }
 
-    /// How often a request is sent again at the most; by default 3, which makes 4 attempts.
+    /// Returns the settings.
+    pub fn config(&self) -> &RetryConfig {
+        &self.config
+    }
+
+    /// Gets a reference to the classifier.
+    pub fn get_classifier(&self) -> &C {
+        &self.classifier
+    }
+
+    /// Sets the maximum number of retries per request. Default: 3 (4 attempts).
+    ///
+    /// With 0, no request body is buffered.
     #[must_use]
     pub fn max_retries(mut self, retries: u32) -> Self {
-        self.max_retries = retries;
+        self.config.max_retries = retries;
         self
     }
 
-    /// How long to wait before each retry, on top of what the server asks for; by default
-    /// [`ExponentialBackoff::default`]. Where the schedule ends, so do the retries.
+    /// Sets the backoff strategy. Default: [`ExponentialBackoff::default`](crate::ExponentialBackoff).
+    ///
+    /// The server's `Retry-After` is added to each delay. Retries stop when the iterator ends.
     #[must_use]
     pub fn backoff(mut self, backoff: impl Backoff + 'static) -> Self {
-        self.backoff = Arc::new(backoff);
+        self.config.backoff = Arc::new(backoff);
         self
     }
 
-    /// The latest planned start of an attempt, counted from the call; by default 60 s.
+    /// Sets the deadline for starting the last attempt, measured from `call`. Default: 60 s.
     ///
-    /// A retry that would start later is not waited for: the failure is returned at once. How long
-    /// the inner service then takes to get ready or to answer is bounded by the timeouts that stand
-    /// in the stack.
+    /// If a retry would start later, the failure is returned at once, before the delay. The time that
+    /// the inner service needs to become ready or to respond is not limited; use a timeout for that.
     #[must_use]
     pub fn max_elapsed(mut self, limit: Duration) -> Self {
-        self.max_elapsed = limit;
+        self.config.max_elapsed = limit;
         self
     }
 
-    /// How many bytes of a request body are kept so that it can be sent again; by default 64 KiB.
+    /// Sets how many bytes of a request body are buffered for replay. Default: 64 KiB.
     ///
-    /// A larger body goes through once, and is not retried.
+    /// A request with a larger body is sent once.
     #[must_use]
     pub fn replay_limit(mut self, bytes: usize) -> Self {
-        self.replay_limit = bytes;
+        self.config.replay_limit = bytes;
         self
     }
 
-    /// How many bytes of a failed response's body are read to look for `invalid_token` before it is
-    /// retried; by default 16 KiB. In an object that is longer it has to stand before that; a compressed
-    /// one is not looked into. With 0, only the header is looked at.
+    /// Sets how many bytes of a failed response's body are inspected for `invalid_token` before a
+    /// retry. Default: 16 KiB.
+    ///
+    /// Longer bodies are inspected up to the limit; compressed ones are not inspected. With 0, only
+    /// the header is.
     #[must_use]
     pub fn inspect_limit(mut self, bytes: usize) -> Self {
-        self.inspect_limit = bytes;
+        self.config.inspect_limit = bytes;
         self
     }
 
-    /// How many further bytes of a failed response's body are read and dropped before a retry, so
-    /// that its connection can be used again; by default 256 KiB.
+    /// Sets how many further bytes of a failed response's body are drained before a retry, which
+    /// leaves the connection reusable. Default: 256 KiB.
     #[must_use]
     pub fn drain_limit(mut self, bytes: usize) -> Self {
-        self.drain_limit = bytes;
+        self.config.drain_limit = bytes;
         self
     }
 
-    /// How long reading a failed response's body may take in all; by default 1 s. It counts towards
-    /// the wait.
+    /// Sets the time limit for inspecting and draining a failed response. Default: 1 s.
+    ///
+    /// The time counts towards the delay before the retry.
     #[must_use]
     pub fn discard_timeout(mut self, limit: Duration) -> Self {
-        self.discard_timeout = limit;
+        self.config.discard_timeout = limit;
         self
     }
 
-    /// Whether a request is sent again even where the server may have acted on it and acting twice
-    /// may do harm; by default not.
+    /// Sets whether non-idempotent requests are retried, even if the server may have processed them.
+    /// Default: false (RFC 9110 §9.2.2).
     #[must_use]
     pub fn retry_non_idempotent(mut self, retry: bool) -> Self {
-        self.retry_non_idempotent = retry;
+        self.config.retry_non_idempotent = retry;
         self
     }
 
-    /// What retries are paid from; by default each layer has a [`RetryBudget::default`] of its own.
+    /// Sets the retry budget. Default: each layer has its own [`RetryBudget::default`].
     ///
-    /// A budget that is given here is shared by all layers made from this policy or a clone of it, and
-    /// by whoever else has a clone of the budget.
+    /// The budget is shared by all layers made from this policy or its clones, and by all holders of a
+    /// clone of the budget.
     #[must_use]
     pub fn budget(mut self, budget: RetryBudget) -> Self {
-        self.budget = Spending::Shared(budget);
+        self.config.budget = BudgetConfig::Shared(budget);
         self
     }
 
-    /// Lets every request retry, whatever others do. Then retries multiply an outage by the number of
+    /// Disables the retry budget. Not recommended: retries then multiply an outage by the number of
     /// attempts.
     #[must_use]
     pub fn no_budget(mut self) -> Self {
-        self.budget = Spending::Unlimited;
+        self.config.budget = BudgetConfig::Disabled;
         self
     }
 
-    /// Sends no attempt that the server's rate limit would refuse, as far as that can be known; by
-    /// default there is no gate.
+    /// Sets the rate gate, which queues attempts that would exceed the server's rate limit. Default:
+    /// none.
     ///
-    /// One gate stands for one quota: give clones of it to all policies whose requests share it.
+    /// Use one gate per quota: give clones of it to all policies whose requests share the quota.
     #[must_use]
     pub fn rate_gate(mut self, gate: RateGate) -> Self {
-        self.gate = Some(gate);
+        self.config.rate_gate = Some(gate);
         self
     }
 
-    /// Gives an `Idempotency-Key` to each request with a non-idempotent method (but CONNECT) that has
-    /// none; by default none is added.
-    ///
-    /// All attempts of a request carry the same key, and another request has another. A request with a
-    /// key may be repeated, unless its [`RequestOptions`] say otherwise.
+    /// Removes the rate gate.
     #[must_use]
-    pub fn idempotency_key(mut self, key: IdempotencyKey) -> Self {
-        self.idempotency_key = Some(key);
+    pub fn no_rate_gate(mut self) -> Self {
+        self.config.rate_gate = None;
         self
     }
 
-    /// Tells the server in the header `name` which attempt it sees; by default it is not told.
+    /// Adds an `Idempotency-Key` to each request that has none and whose method is not idempotent.
+    /// Default: none is added.
     ///
-    /// A first attempt does not carry the header; the first retry carries `2`, the next one `3`.
+    /// All attempts of a request carry the same key. A request with a key is idempotent unless its
+    /// [`RequestOptions`] say otherwise. CONNECT requests get no key.
+    #[must_use]
+    pub fn idempotency_key(mut self, make: impl MakeIdempotencyKey + 'static) -> Self {
+        self.config.idempotency_key = Some(Shared(Arc::new(make)));
+        self
+    }
+
+    /// Adds no `Idempotency-Key`.
+    #[must_use]
+    pub fn no_idempotency_key(mut self) -> Self {
+        self.config.idempotency_key = None;
+        self
+    }
+
+    /// Sets a request header that carries the attempt number on retries. Default: none.
+    ///
+    /// The first attempt does not carry the header; the first retry carries `2`, the next one `3`.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use http::HeaderName;
@@ -281,214 +305,100 @@ impl<C> RetryPolicy<C> {
     /// ```
     #[must_use]
     pub fn attempt_header(mut self, name: HeaderName) -> Self {
-        self.attempt_header = Some(name);
+        self.config.attempt_header = Some(name);
         self
     }
 
-    /// Calls `callback` before each retry, when its wait begins; a later call replaces an earlier one.
+    /// Removes the attempt header.
+    #[must_use]
+    pub fn no_attempt_header(mut self) -> Self {
+        self.config.attempt_header = None;
+        self
+    }
+
+    /// Sets a callback that is called before each retry, when its delay begins. Default: none.
     ///
-    /// It runs within the future, in the span in which the service was called where attempts are recorded
-    /// and otherwise in that of whoever polls, and should not block.
+    /// The callback runs inside the future: in the span in which the service was called if attempts
+    /// are recorded, otherwise in the span of the polling task. It must not block.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use tower_http_retry::RetryPolicy;
     ///
     /// let policy = RetryPolicy::new()
     ///     .on_retry(|event| {
-    ///         let (attempt, kind, wait) = (event.attempt(), event.kind(), event.delay());
-    ///         eprintln!("attempt {attempt} failed ({kind}); the next one is planned in {wait:?}");
+    ///         let (attempt, kind, delay) = (event.attempt(), event.kind(), event.delay());
+    ///         eprintln!("attempt {attempt} failed ({kind}), next attempt in {delay:?}");
     ///     })
-    ///     .on_give_up(|event| eprintln!("{}: {}", event.kind(), event.give_up_reason()));
+    ///     .on_give_up(|event| {
+    ///         eprintln!("{} {}: {}", event.method(), event.uri().path(), event.reason());
+    ///     });
     /// ```
     #[must_use]
-    pub fn on_retry(mut self, callback: impl Fn(&RetryEvent) + Send + Sync + 'static) -> Self {
-        self.callbacks.on_retry = Some(Arc::new(callback));
+    pub fn on_retry(mut self, callback: impl Fn(&RetryEvent<'_>) + Send + Sync + 'static) -> Self {
+        self.config.on_retry = Some(Shared(Arc::new(callback)));
         self
     }
 
-    /// Calls `callback` whenever a failure is handed to the caller; a later call replaces an earlier
-    /// one. As [`on_retry`](Self::on_retry), it should not block.
-    #[must_use]
-    pub fn on_give_up(mut self, callback: impl Fn(&GiveUpEvent) + Send + Sync + 'static) -> Self {
-        self.callbacks.on_give_up = Some(Arc::new(callback));
-        self
-    }
-
-    /// Asks `permit` before each retry that all allows up to the deadline, and gives up with
-    /// [`GiveUpReason::Vetoed`] where it says no.
+    /// Sets a callback that is called for each failure that is returned to the caller. Default: none.
     ///
-    /// It can only forbid. The budget, and an `invalid_token` in the failed response's body, come after it.
+    /// As with [`on_retry`](Self::on_retry), the callback must not block.
+    #[must_use]
+    pub fn on_give_up(
+        mut self,
+        callback: impl Fn(&GiveUpEvent<'_>) + Send + Sync + 'static,
+    ) -> Self {
+        self.config.on_give_up = Some(Shared(Arc::new(callback)));
+        self
+    }
+
+    /// Sets a filter that is called before each retry that passed all checks up to the deadline.
+    /// If it returns false, the layer gives up with
+    /// [`GiveUpReason::Vetoed`](crate::GiveUpReason::Vetoed). Default: none.
+    ///
+    /// A filter can only forbid retries. The budget, and an `invalid_token` in the body of the failed
+    /// response, are checked after it.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use std::sync::{Arc, atomic::{AtomicBool, Ordering}};
     /// use tower_http_retry::RetryPolicy;
     ///
-    /// let draining = Arc::new(AtomicBool::new(false));
+    /// let shutting_down = Arc::new(AtomicBool::new(false));
     /// let policy = RetryPolicy::new().retry_filter({
-    ///     let draining = draining.clone();
-    ///     move |_| !draining.load(Ordering::Relaxed)
+    ///     let shutting_down = shutting_down.clone();
+    ///     move |_| !shutting_down.load(Ordering::Relaxed)
     /// });
     /// ```
     #[must_use]
     pub fn retry_filter(
         mut self,
-        permit: impl Fn(&RetryEvent) -> bool + Send + Sync + 'static,
+        filter: impl Fn(&RetryEvent<'_>) -> bool + Send + Sync + 'static,
     ) -> Self {
-        self.callbacks.retry_filter = Some(Arc::new(permit));
+        self.config.retry_filter = Some(Shared(Arc::new(filter)));
         self
     }
 
-    /// The value of the label `client` on all metrics of this policy; by default `default`.
-    ///
-    /// Without the feature `metrics` nobody sees it.
+    /// Removes the callbacks [`on_retry`](Self::on_retry) and [`on_give_up`](Self::on_give_up), and the
+    /// [`retry_filter`](Self::retry_filter).
     #[must_use]
-    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
-        self.meter = Meter::new(name.into());
+    pub fn no_callbacks(mut self) -> Self {
+        self.config.on_retry = None;
+        self.config.on_give_up = None;
+        self.config.retry_filter = None;
         self
     }
 
-    /// The same policy with the budget of one layer.
-    pub(crate) fn with_own_budget(self) -> Self {
-        match self.budget {
-            Spending::Default => self.budget(RetryBudget::default()),
-            Spending::Shared(_) | Spending::Unlimited => self,
-        }
+    /// Sets the value of the label `client` of all metrics. Default: `default`.
+    ///
+    /// Unused without the feature `metrics`.
+    #[must_use]
+    pub fn client_name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.config.client_name = name.into();
+        self
     }
-
-    /// What retries are paid from, if they have to be.
-    pub(crate) fn spending(&self) -> Option<&RetryBudget> {
-        match &self.budget {
-            Spending::Shared(budget) => Some(budget),
-            Spending::Default | Spending::Unlimited => None,
-        }
-    }
-
-    /// How long after the call the last attempt of a request may start.
-    pub(crate) fn deadline(&self, options: RequestOptions) -> Duration {
-        options.max_elapsed.unwrap_or(self.max_elapsed)
-    }
-
-    /// How much of a request body is kept: nothing where it is not sent again.
-    pub(crate) fn bytes_kept(&self, options: RequestOptions) -> usize {
-        match options.max_retries.unwrap_or(self.max_retries) {
-            0 => 0,
-            _ => self.replay_limit,
-        }
-    }
-
-    /// The delays of one request.
-    pub(crate) fn delays(&self) -> Delays {
-        self.backoff.delays()
-    }
-
-    /// What to do after a failure. `next_delay` and `pay`, which takes what a retry costs, are asked at
-    /// most once, where it matters.
-    pub(crate) fn decide(
-        &self,
-        failure: Failure,
-        next_delay: impl FnOnce() -> Option<Duration>,
-        pay: impl FnOnce() -> bool,
-    ) -> Decision {
-        if failure.invalid_token {
-            return Decision::Stop(GiveUpReason::InvalidToken);
-        }
-        if failure.retryability == Retryability::Never {
-            return Decision::Stop(GiveUpReason::NotRetryable);
-        }
-        let max_retries = failure.options.max_retries;
-        if failure.retries >= max_retries.unwrap_or(self.max_retries) {
-            return Decision::Stop(GiveUpReason::RetriesExhausted);
-        }
-        let Some(delay) = next_delay() else {
-            return Decision::Stop(GiveUpReason::RetriesExhausted);
-        };
-        let repeatable = failure.may_be_repeated || self.retry_non_idempotent;
-        if failure.retryability == Retryability::IfIdempotent && !repeatable {
-            return Decision::Stop(GiveUpReason::NotIdempotent);
-        }
-        if !failure.is_replayable {
-            return Decision::Stop(GiveUpReason::BodyNotReplayable);
-        }
-        let wait = failure.hint.unwrap_or_default().checked_add(delay);
-        let start = wait.and_then(|wait| failure.elapsed.checked_add(wait));
-        let wait = match (wait, start) {
-            (Some(wait), Some(start)) if start <= self.deadline(failure.options) => wait,
-            _ => return Decision::Stop(GiveUpReason::DeadlineExceeded),
-        };
-        let event = RetryEvent {
-            failure: failure.reason,
-            attempt: failure.retries.saturating_add(1),
-            delay: wait,
-        };
-        let permit = self.callbacks.retry_filter.as_ref();
-        if permit.is_some_and(|permit| !permit(&event)) {
-            return Decision::Stop(GiveUpReason::Vetoed);
-        }
-        // Where the server set the time of the retry, or only renewed its connection, the retry is the
-        // server's to bear.
-        let rate_limited = failure.reason.status() == Some(StatusCode::TOO_MANY_REQUESTS);
-        let free = failure.was_handed_back
-            || rate_limited && failure.hint.is_some_and(|hint| !hint.is_zero());
-        if !free && !pay() {
-            return Decision::Stop(GiveUpReason::BudgetExhausted);
-        }
-        Decision::RetryAfter(wait)
-    }
-}
-
-impl Default for RetryPolicy {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl<C: fmt::Debug> fmt::Debug for RetryPolicy<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RetryPolicy")
-            .field("classifier", &self.classifier)
-            .field("max_retries", &self.max_retries)
-            .field("max_elapsed", &self.max_elapsed)
-            .field("replay_limit", &self.replay_limit)
-            .field("inspect_limit", &self.inspect_limit)
-            .field("drain_limit", &self.drain_limit)
-            .field("discard_timeout", &self.discard_timeout)
-            .field("retry_non_idempotent", &self.retry_non_idempotent)
-            .field("budget", &self.budget)
-            .field("gate", &self.gate)
-            .field("idempotency_key", &self.idempotency_key)
-            .field("attempt_header", &self.attempt_header)
-            .field("callbacks", &self.callbacks)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What the decision is made from: one failed attempt.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Failure {
-    pub(crate) reason: Reason,
-    /// What the caller said of the request.
-    pub(crate) options: RequestOptions,
-    pub(crate) retryability: Retryability,
-    /// A `WWW-Authenticate` header says so.
-    pub(crate) invalid_token: bool,
-    /// Retries made so far.
-    pub(crate) retries: u32,
-    pub(crate) may_be_repeated: bool,
-    /// All of the request can be sent again.
-    pub(crate) is_replayable: bool,
-    /// The server renewed its connection, and has not looked at the request.
-    pub(crate) was_handed_back: bool,
-    /// The server's `Retry-After`.
-    pub(crate) hint: Option<Duration>,
-    /// From the call to the failure.
-    pub(crate) elapsed: Duration,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Decision {
-    Stop(GiveUpReason),
-    /// Send it again that long after the failure.
-    RetryAfter(Duration),
 }
 
 #[cfg(test)]

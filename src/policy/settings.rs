@@ -1,402 +1,258 @@
-//! The settings of a policy, as a configuration file has them.
+//! The settings file of a policy: a mirror of [`RetryConfig`].
 
-use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
 
 use http::{HeaderName, StatusCode, status::InvalidStatusCode};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+use super::{
+    RetryPolicy,
+    config::{BudgetConfig, RetryConfig, Shared},
+    idempotency::MakeIdempotencyKey,
+};
 use crate::{
-    backoff::ExponentialBackoff, budget::RetryBudget, classify::Retryability,
-    invalid_config::InvalidConfig, policy::RetryPolicy, rate_gate::RateGate,
+    backoff::ExponentialBackoff,
+    budget::RetryBudget,
+    classify::{ApiErrorsAsFailures, Retryability},
+    invalid_config::InvalidConfig,
+    rate_gate::RateGate,
 };
 
-/// The settings of a [`RetryPolicy`], to be read by serde from a file in any format.
-///
-/// Each key is optional and has the name of the method of [`RetryPolicy`] that it stands for, with that
-/// method's default. Durations are text as `humantime` reads it (`"250ms"`, `"1m 30s"`), sizes are bytes.
-/// An unknown key is an error, and each error names its key.
-///
-/// | key | value |
-/// | --- | --- |
-/// | `max_retries` | number |
-/// | `max_elapsed`, `discard_timeout` | duration |
-/// | `backoff` | `base` and `cap`, both durations |
-/// | `replay_limit`, `inspect_limit`, `drain_limit` | bytes |
-/// | `retry_non_idempotent` | true or false |
-/// | `budget` | `capacity` and `cost`, both numbers: one budget for all layers made from the policy |
-/// | `no_budget` | true or false; not together with `budget` |
-/// | `rate_gate` | true (a gate for all layers made from the policy) or false |
-/// | `classify_status` | a table from statuses to `"always"`, `"if_idempotent"` or `"never"` |
-/// | `attempt_header` | the name of the header |
-/// | `idempotency_key` | `"quoted"` or `"bare"`: a UUID; needs the feature `uuid` |
-/// | `name` | text |
-///
-/// ```
-/// use tower_http_retry::{RetryLayer, RetryPolicy, RetrySettings};
-///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let settings: RetrySettings = toml::from_str(
-///     r#"
-///     max_retries = 5
-///     max_elapsed = "20s"
-///     backoff = { base = "50ms", cap = "2s" }
-///     budget = { capacity = 500, cost = 14 }
-///     classify_status = { 502 = "if_idempotent", 503 = "if_idempotent" }
-///     "#,
-/// )?;
-/// let layer = RetryLayer::new(RetryPolicy::try_from(settings)?);
-///
-/// let error = toml::from_str::<RetrySettings>("max_elapsed = \"soon\"").unwrap_err();
-/// assert!(error.message().starts_with("max_elapsed: "));
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Debug, Default, Deserialize)]
+/// The keys of the file. [`RetryPolicy`] documents them.
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RetrySettings {
-    #[serde(deserialize_with = "key::max_retries")]
+pub(super) struct Settings {
+    #[serde(deserialize_with = "keyed::max_retries")]
     max_retries: Option<u32>,
-    #[serde(deserialize_with = "key::max_elapsed")]
-    max_elapsed: Option<Text>,
-    backoff: Option<Backoff>,
-    #[serde(deserialize_with = "key::replay_limit")]
+    #[serde(deserialize_with = "keyed::backoff")]
+    backoff: Option<BackoffSettings>,
+    #[serde(deserialize_with = "keyed::max_elapsed")]
+    max_elapsed: Option<HumanDuration>,
+    #[serde(deserialize_with = "keyed::replay_limit")]
     replay_limit: Option<usize>,
-    #[serde(deserialize_with = "key::inspect_limit")]
+    #[serde(deserialize_with = "keyed::inspect_limit")]
     inspect_limit: Option<usize>,
-    #[serde(deserialize_with = "key::drain_limit")]
+    #[serde(deserialize_with = "keyed::drain_limit")]
     drain_limit: Option<usize>,
-    #[serde(deserialize_with = "key::discard_timeout")]
-    discard_timeout: Option<Text>,
-    #[serde(deserialize_with = "key::retry_non_idempotent")]
+    #[serde(deserialize_with = "keyed::discard_timeout")]
+    discard_timeout: Option<HumanDuration>,
+    #[serde(deserialize_with = "keyed::retry_non_idempotent")]
     retry_non_idempotent: Option<bool>,
-    budget: Option<Budget>,
-    #[serde(deserialize_with = "key::no_budget")]
-    no_budget: Option<bool>,
-    #[serde(deserialize_with = "key::rate_gate")]
+    #[serde(deserialize_with = "keyed::budget")]
+    budget: Option<BudgetSettings>,
+    #[serde(deserialize_with = "keyed::rate_gate")]
     rate_gate: Option<bool>,
-    #[serde(deserialize_with = "key::classify_status")]
-    classify_status: Option<BTreeMap<String, Retry>>,
-    #[serde(deserialize_with = "key::attempt_header")]
+    #[serde(deserialize_with = "keyed::idempotency_key")]
+    idempotency_key: Option<KeyFormat>,
+    #[serde(deserialize_with = "keyed::attempt_header")]
     attempt_header: Option<String>,
-    #[serde(deserialize_with = "key::idempotency_key")]
-    idempotency_key: Option<Key>,
-    #[serde(deserialize_with = "key::name")]
-    name: Option<String>,
+    #[serde(deserialize_with = "keyed::client_name")]
+    client_name: Option<String>,
+    #[serde(deserialize_with = "keyed::classify_status")]
+    classify_status: Option<BTreeMap<String, Retryability>>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Backoff {
-    #[serde(deserialize_with = "key::base")]
-    base: Option<Text>,
-    #[serde(deserialize_with = "key::cap")]
-    cap: Option<Text>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Budget {
-    #[serde(deserialize_with = "key::capacity")]
-    capacity: Option<NonZeroU32>,
-    #[serde(deserialize_with = "key::cost")]
-    cost: Option<NonZeroU32>,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Retry {
-    Always,
-    IfIdempotent,
-    Never,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Key {
-    Quoted,
-    Bare,
-}
-
-/// A duration that is written as text.
-#[derive(Clone, Copy, Debug)]
-struct Text(Duration);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let duration = humantime::parse_duration(&text);
-        duration
-            .map(Self)
-            .map_err(|error| D::Error::custom(format_args!("{text:?} is no duration: {error}")))
-    }
-}
-
-/// Reads a value, and names its key where it is bad: not every format does that on its own.
-mod key {
+/// Wraps each field's deserializer so that its errors begin with the key; not every format adds it.
+mod keyed {
     use super::*;
 
-    macro_rules! named {
+    macro_rules! keyed {
         ($($key:ident: $type:ty,)*) => {$(
             pub(super) fn $key<'de, D: Deserializer<'de>>(value: D) -> Result<Option<$type>, D::Error> {
                 let value = <$type>::deserialize(value);
-                let name = stringify!($key);
-                value.map(Some).map_err(|error| D::Error::custom(format_args!("{name}: {error}")))
+                let key = stringify!($key);
+                value.map(Some).map_err(|error| D::Error::custom(format_args!("{key}: {error}")))
             }
         )*};
     }
 
-    named! {
+    keyed! {
         max_retries: u32,
-        max_elapsed: Text,
-        base: Text,
-        cap: Text,
+        backoff: BackoffSettings,
+        max_elapsed: HumanDuration,
         replay_limit: usize,
         inspect_limit: usize,
         drain_limit: usize,
-        discard_timeout: Text,
+        discard_timeout: HumanDuration,
         retry_non_idempotent: bool,
-        capacity: NonZeroU32,
-        cost: NonZeroU32,
-        no_budget: bool,
+        budget: BudgetSettings,
         rate_gate: bool,
-        classify_status: BTreeMap<String, Retry>,
+        idempotency_key: KeyFormat,
         attempt_header: String,
-        idempotency_key: Key,
-        name: String,
+        client_name: String,
+        classify_status: BTreeMap<String, Retryability>,
     }
 }
 
-impl TryFrom<RetrySettings> for RetryPolicy {
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BackoffSettings {
+    base: HumanDuration,
+    cap: HumanDuration,
+}
+
+#[derive(Debug)]
+enum BudgetSettings {
+    Disabled,
+    Tokens(TokenSettings),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenSettings {
+    capacity: NonZeroU32,
+    cost: NonZeroU32,
+}
+
+impl<'de> Deserialize<'de> for BudgetSettings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = BudgetSettings;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("`capacity` and `cost`, or \"disabled\"")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                match text {
+                    "disabled" => Ok(BudgetSettings::Disabled),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                map: A,
+            ) -> Result<Self::Value, A::Error> {
+                let map = serde::de::value::MapAccessDeserializer::new(map);
+                TokenSettings::deserialize(map).map(BudgetSettings::Tokens)
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum KeyFormat {
+    Quoted,
+    Unquoted,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct HumanDuration(Duration);
+
+impl<'de> Deserialize<'de> for HumanDuration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match humantime::parse_duration(&text) {
+            Ok(duration) => Ok(Self(duration)),
+            Err(error) => {
+                let message = format_args!("invalid duration {text:?}: {error}");
+                Err(D::Error::custom(message))
+            }
+        }
+    }
+}
+
+impl TryFrom<Settings> for RetryPolicy {
     type Error = InvalidConfig;
 
-    /// The policy of these settings.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidConfig`] where a value has the right form and makes no sense: a budget that allows
-    /// nothing, a status that is no failure.
-    fn try_from(settings: RetrySettings) -> Result<Self, InvalidConfig> {
-        let mut policy = Self::new();
-        if let Some(Backoff { base, cap }) = settings.backoff {
-            let (Some(base), Some(cap)) = (base, cap) else {
-                return Err(InvalidConfig::new("backoff", "needs `base` and `cap`"));
-            };
-            policy = policy.backoff(ExponentialBackoff::new(base.0, cap.0));
-        }
-        if let Some(Budget { capacity, cost }) = settings.budget {
-            let (Some(capacity), Some(cost)) = (capacity, cost) else {
-                let problem = "needs `capacity` and `cost`";
-                return Err(InvalidConfig::new("budget", problem));
-            };
-            policy = policy.budget(RetryBudget::new(capacity, cost)?);
-        }
-        if settings.no_budget == Some(true) {
-            if settings.budget.is_some() {
-                let problem = "there is a `budget` as well";
-                return Err(InvalidConfig::new("no_budget", problem));
-            }
-            policy = policy.no_budget();
-        }
-        for (status, retry) in settings.classify_status.into_iter().flatten() {
-            let key = format!("classify_status.{status}");
-            let retryability = match retry {
-                Retry::Always => Retryability::Always,
-                Retry::IfIdempotent => Retryability::IfIdempotent,
-                Retry::Never => Retryability::Never,
-            };
-            let status: StatusCode = status
-                .parse()
-                .map_err(|error: InvalidStatusCode| InvalidConfig::new(key, error.to_string()))?;
-            policy = policy.classify_status(status, retryability)?;
-        }
-        if let Some(name) = settings.attempt_header {
-            let name = name.parse::<HeaderName>();
-            let name =
-                name.map_err(|error| InvalidConfig::new("attempt_header", error.to_string()))?;
-            policy = policy.attempt_header(name);
-        }
-        if let Some(key) = settings.idempotency_key {
-            policy = with_key(policy, key)?;
-        }
-        if settings.rate_gate == Some(true) {
-            policy = policy.rate_gate(RateGate::new());
-        }
-        if let Some(retries) = settings.max_retries {
-            policy = policy.max_retries(retries);
-        }
-        if let Some(limit) = settings.max_elapsed {
-            policy = policy.max_elapsed(limit.0);
-        }
-        if let Some(bytes) = settings.replay_limit {
-            policy = policy.replay_limit(bytes);
-        }
-        if let Some(bytes) = settings.inspect_limit {
-            policy = policy.inspect_limit(bytes);
-        }
-        if let Some(bytes) = settings.drain_limit {
-            policy = policy.drain_limit(bytes);
-        }
-        if let Some(limit) = settings.discard_timeout {
-            policy = policy.discard_timeout(limit.0);
-        }
-        if let Some(retry) = settings.retry_non_idempotent {
-            policy = policy.retry_non_idempotent(retry);
-        }
-        if let Some(name) = settings.name {
-            policy = policy.name(name);
-        }
-        Ok(policy)
+    // Both patterns name all fields: the compiler finds a setting that is missing here.
+    fn try_from(settings: Settings) -> Result<Self, InvalidConfig> {
+        let Settings {
+            max_retries,
+            backoff,
+            max_elapsed,
+            replay_limit,
+            inspect_limit,
+            drain_limit,
+            discard_timeout,
+            retry_non_idempotent,
+            budget,
+            rate_gate,
+            idempotency_key,
+            attempt_header,
+            client_name,
+            classify_status,
+        } = settings;
+        let default = RetryConfig::default();
+        let config = RetryConfig {
+            max_retries: max_retries.unwrap_or(default.max_retries),
+            backoff: backoff.map_or(default.backoff, |BackoffSettings { base, cap }| {
+                Arc::new(ExponentialBackoff::new(base.0, cap.0))
+            }),
+            max_elapsed: max_elapsed.map_or(default.max_elapsed, |limit| limit.0),
+            replay_limit: replay_limit.unwrap_or(default.replay_limit),
+            inspect_limit: inspect_limit.unwrap_or(default.inspect_limit),
+            drain_limit: drain_limit.unwrap_or(default.drain_limit),
+            discard_timeout: discard_timeout.map_or(default.discard_timeout, |limit| limit.0),
+            retry_non_idempotent: retry_non_idempotent.unwrap_or(default.retry_non_idempotent),
+            budget: budget.map_or(Ok(default.budget), BudgetConfig::try_from)?,
+            rate_gate: rate_gate.unwrap_or_default().then(RateGate::new),
+            idempotency_key: idempotency_key.map(key_maker).transpose()?,
+            attempt_header: attempt_header.map(header_name).transpose()?,
+            client_name: client_name.map_or(default.client_name, Arc::from),
+            // Functions have no form in a file.
+            on_retry: default.on_retry,
+            on_give_up: default.on_give_up,
+            retry_filter: default.retry_filter,
+        };
+        let classifier = classifier(classify_status.unwrap_or_default())?;
+        Ok(Self { classifier, config })
     }
+}
+
+impl TryFrom<BudgetSettings> for BudgetConfig {
+    type Error = InvalidConfig;
+
+    fn try_from(settings: BudgetSettings) -> Result<Self, InvalidConfig> {
+        match settings {
+            BudgetSettings::Disabled => Ok(Self::Disabled),
+            BudgetSettings::Tokens(TokenSettings { capacity, cost }) => {
+                RetryBudget::new(capacity, cost).map(Self::Shared)
+            }
+        }
+    }
+}
+
+fn header_name(name: String) -> Result<HeaderName, InvalidConfig> {
+    HeaderName::try_from(name)
+        .map_err(|error| InvalidConfig::new("attempt_header", error.to_string()))
+}
+
+fn classifier(
+    statuses: BTreeMap<String, Retryability>,
+) -> Result<ApiErrorsAsFailures, InvalidConfig> {
+    let mut classifier = ApiErrorsAsFailures::new();
+    for (status, retryability) in statuses {
+        let parsed: Result<StatusCode, InvalidStatusCode> = status.parse();
+        let parsed = parsed.map_err(|error| {
+            InvalidConfig::new(format!("classify_status.{status}"), error.to_string())
+        })?;
+        classifier = classifier.classify_status(parsed, retryability)?;
+    }
+    Ok(classifier)
 }
 
 #[cfg(feature = "uuid")]
-fn with_key(policy: RetryPolicy, key: Key) -> Result<RetryPolicy, InvalidConfig> {
-    use crate::policy::IdempotencyKey;
+fn key_maker(format: KeyFormat) -> Result<Shared<dyn MakeIdempotencyKey>, InvalidConfig> {
+    use super::idempotency::MakeIdempotencyUuid;
 
-    Ok(policy.idempotency_key(match key {
-        Key::Quoted => IdempotencyKey::uuid(),
-        Key::Bare => IdempotencyKey::bare_uuid(),
-    }))
+    Ok(Shared(Arc::new(match format {
+        KeyFormat::Quoted => MakeIdempotencyUuid::quoted(),
+        KeyFormat::Unquoted => MakeIdempotencyUuid::unquoted(),
+    })))
 }
 
 #[cfg(not(feature = "uuid"))]
-fn with_key(_: RetryPolicy, _: Key) -> Result<RetryPolicy, InvalidConfig> {
-    let problem = "this program was built without UUIDs (the feature `uuid` of tower-http-retry)";
-    Err(InvalidConfig::new("idempotency_key", problem))
+fn key_maker(_: KeyFormat) -> Result<Shared<dyn MakeIdempotencyKey>, InvalidConfig> {
+    let message = "requires the feature `uuid` of tower-http-retry";
+    Err(InvalidConfig::new("idempotency_key", message))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn policy(text: &str) -> Result<RetryPolicy, String> {
-        let settings: RetrySettings = toml::from_str(text).map_err(|it| it.message().to_owned())?;
-        RetryPolicy::try_from(settings).map_err(|it| it.to_string())
-    }
-
-    #[test]
-    fn nothing_said_is_the_default() {
-        let policy = policy("").unwrap();
-        assert_eq!(format!("{policy:?}"), format!("{:?}", RetryPolicy::new()));
-    }
-
-    #[test]
-    fn each_key_does_what_the_method_of_its_name_does() {
-        let read = policy(
-            r#"
-            max_retries = 7
-            max_elapsed = "1m 30s"
-            replay_limit = 1
-            inspect_limit = 2
-            drain_limit = 3
-            discard_timeout = "250ms"
-            retry_non_idempotent = true
-            no_budget = true
-            attempt_header = "X-Attempt"
-            name = "accounts"
-            [classify_status]
-            429 = "never"
-            500 = "always"
-            502 = "if_idempotent"
-            "#,
-        )
-        .unwrap();
-        let made = RetryPolicy::new()
-            .max_retries(7)
-            .max_elapsed(Duration::from_secs(90))
-            .replay_limit(1)
-            .inspect_limit(2)
-            .drain_limit(3)
-            .discard_timeout(Duration::from_millis(250))
-            .retry_non_idempotent(true)
-            .no_budget()
-            .attempt_header(HeaderName::from_static("x-attempt"))
-            .name("accounts")
-            .classify_status(StatusCode::TOO_MANY_REQUESTS, Retryability::Never)
-            .and_then(|it| {
-                it.classify_status(StatusCode::INTERNAL_SERVER_ERROR, Retryability::Always)
-            })
-            .and_then(|it| it.classify_status(StatusCode::BAD_GATEWAY, Retryability::IfIdempotent))
-            .unwrap();
-        assert_eq!(format!("{read:?}"), format!("{made:?}"));
-
-        let read = policy(
-            "budget = { capacity = 20, cost = 2 }\nrate_gate = true\nbackoff = { base = \"1s\", cap = \"1s\" }",
-        );
-        let read = read.unwrap();
-        assert_eq!(read.spending().and_then(RetryBudget::balance), Some(20));
-        assert!(read.gate.is_some());
-        assert!(
-            read.delays()
-                .take(50)
-                .all(|it| it <= Duration::from_secs(1))
-        );
-    }
-
-    #[test]
-    fn a_bad_value_is_named_with_its_key() {
-        for (text, expected) in [
-            (
-                "max_elapsed = \"soon\"",
-                "max_elapsed: \"soon\" is no duration",
-            ),
-            ("max_elapsed = 5", "max_elapsed: invalid type: integer `5`"),
-            (
-                "max_retries = -1",
-                "max_retries: invalid value: integer `-1`",
-            ),
-            ("max_retrys = 1", "unknown field `max_retrys`"),
-            (
-                "budget = { capacity = 5, cost = 10 }",
-                "budget: a retry costs 10 tokens",
-            ),
-            ("budget = { capacity = 5 }", "missing field `cost`"),
-            (
-                "budget = { capacity = 5, cost = 1, x = 1 }",
-                "unknown field `x`",
-            ),
-            (
-                "backoff = { base = \"1s\", cap = \"-1s\" }",
-                "cap: \"-1s\" is no duration",
-            ),
-            (
-                "classify_status = { 200 = \"always\" }",
-                "classify_status.200: ",
-            ),
-            (
-                "classify_status = { abc = \"always\" }",
-                "classify_status.abc: ",
-            ),
-            (
-                "classify_status = { 500 = \"perhaps\" }",
-                "classify_status: unknown variant `perhaps`",
-            ),
-            ("attempt_header = \"two words\"", "attempt_header: "),
-            (
-                "idempotency_key = \"single\"",
-                "idempotency_key: unknown variant",
-            ),
-            (
-                "no_budget = true\nbudget = { capacity = 5, cost = 1 }",
-                "no_budget: ",
-            ),
-        ] {
-            let error = policy(text).unwrap_err();
-            assert!(error.starts_with(expected), "{text}: {error}");
-        }
-    }
-
-    #[cfg(feature = "uuid")]
-    #[test]
-    fn a_key_is_quoted_or_bare() {
-        for text in ["quoted", "bare"] {
-            let policy = policy(&format!("idempotency_key = \"{text}\"")).unwrap();
-            let mut request = http::Request::post("/").body(()).unwrap();
-            policy.idempotency_key.unwrap().add_to(&mut request);
-            let key = request.headers()["idempotency-key"].to_str().unwrap();
-            let bare = key.trim_matches('"');
-            assert_eq!(bare.len() < key.len(), text == "quoted");
-            assert_eq!(uuid::Uuid::parse_str(bare).unwrap().get_version_num(), 4);
-        }
-    }
-}
+mod tests;

@@ -1,67 +1,89 @@
-//! A failed response on its way out: looked into, then read to its end.
+//! Inspects and drains a failed response before a retry.
 
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
-use http::response;
+use http::{Response, response::Parts};
 use http_body::Body;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
+use super::session::PlannedRetry;
 use crate::{
-    body::PeekedBody, classify::invalid_token, policy::RetryPolicy, telemetry::events::Reason,
+    body::{PeekedBody, ResponseBody},
+    classify::invalid_token,
+    policy::RetryConfig,
 };
 
-/// A response that is to be retried, while its body is looked into and read to its end.
-pub(super) struct FailedResponse<R: Body> {
-    pub(super) parts: response::Parts,
-    pub(super) peek: PeekedBody<R>,
-    pub(super) inspected: bool,
-    /// How many bytes may still be discarded.
-    pub(super) drain: usize,
-    pub(super) failure: Reason,
-    pub(super) hint: Option<Duration>,
-    pub(super) wait: Duration,
-    /// When its head arrived.
-    pub(super) since: Instant,
+/// A failed response that is being inspected and drained.
+pub(super) struct DiscardingResponse<R: Body> {
+    pub(super) parts: Parts,
+    pub(super) planned: PlannedRetry,
+    body: PeekedBody<R>,
+    inspected: bool,
+    drain_remaining: usize,
 }
 
-pub(super) enum Read {
-    /// The body says so.
+pub(super) enum Inspection {
+    /// The body contains `"error": "invalid_token"`.
     InvalidToken,
-    /// There is nothing more to learn or to gain from it.
-    Dropped,
+    /// The body was drained, or a limit was hit.
+    Discarded,
 }
 
-impl<R: Body> FailedResponse<R> {
-    pub(super) fn poll_read<C>(
+impl<R: Body> DiscardingResponse<R> {
+    pub(super) fn new(response: Response<R>, planned: PlannedRetry, config: &RetryConfig) -> Self {
+        let (parts, body) = response.into_parts();
+        Self {
+            parts,
+            planned,
+            body: PeekedBody::new(body),
+            inspected: false,
+            drain_remaining: config.drain_limit,
+        }
+    }
+
+    pub(super) fn poll_discard(
         &mut self,
         cx: &mut Context<'_>,
         timeout: Pin<&mut Sleep>,
-        policy: &RetryPolicy<C>,
-    ) -> Poll<Read> {
+        config: &RetryConfig,
+    ) -> Poll<Inspection> {
         if !self.inspected {
-            if self.peek.poll_buffer(cx, policy.inspect_limit).is_pending() {
+            if self.body.poll_buffer(cx, config.inspect_limit).is_pending() {
                 ready!(timeout.poll(cx));
                 return Poll::Ready(self.inspect());
             }
             self.inspected = true;
-            if let Read::InvalidToken = self.inspect() {
-                return Poll::Ready(Read::InvalidToken);
+            if let Inspection::InvalidToken = self.inspect() {
+                return Poll::Ready(Inspection::InvalidToken);
             }
         }
-        if self.peek.poll_discard(cx, &mut self.drain).is_pending() {
+        if self
+            .body
+            .poll_discard(cx, &mut self.drain_remaining)
+            .is_pending()
+        {
             ready!(timeout.poll(cx));
         }
-        Poll::Ready(Read::Dropped)
+        Poll::Ready(Inspection::Discarded)
     }
 
-    fn inspect(&self) -> Read {
-        match invalid_token::in_body(&self.parts.headers, self.peek.buffered()) {
-            true => Read::InvalidToken,
-            false => Read::Dropped,
+    fn inspect(&self) -> Inspection {
+        match invalid_token::in_body(&self.parts.headers, self.body.buffered()) {
+            true => Inspection::InvalidToken,
+            false => Inspection::Discarded,
         }
+    }
+
+    /// Returns the response with its body whole again.
+    pub(super) fn into_response(self) -> Response<ResponseBody<R>> {
+        Response::from_parts(self.parts, self.body.into())
+    }
+
+    /// Drops the body, and returns the head.
+    pub(super) fn into_parts(self) -> Parts {
+        self.parts
     }
 }

@@ -1,6 +1,4 @@
-//! The futures of [`Retry`](crate::Retry) and [`ErrorForStatus`](crate::ErrorForStatus).
-
-// The loop: attempt, classify, decide, read what failed, wait, get ready, send again.
+//! The future of the retry service: a state machine that carries out the steps of its session.
 
 use std::{
     fmt,
@@ -20,29 +18,28 @@ use tower_http::classify::MakeClassifier;
 use tower_service::Service;
 
 use super::{
-    discard::{FailedResponse, Read},
+    discard::{DiscardingResponse, Inspection},
     saved_head::SavedHead,
-    session::{self as call, Call},
+    session::{self, Session, Step},
 };
 use crate::{
     body::{ReplayBody, ReplaySource, ResponseBody},
-    classify::{Retryability, RetryableFailure},
+    classify::RetryableFailure,
     outcome::OutcomeHandle,
-    policy::RetryPolicy,
+    policy::{RetryPolicy, idempotency},
     rate_gate::Permit,
-    telemetry::trace::Observer,
+    telemetry::Telemetry,
 };
 
 pin_project! {
     /// The future of [`Retry`](crate::Retry): all attempts of one request.
     ///
-    /// Dropped, it stops everything: the attempt under way, the wait, an upload that is still
-    /// running.
+    /// Dropping the future cancels the attempt in flight, the delay, and an upload in progress.
     ///
     /// # Panics
     ///
-    /// Polled after completion; or, where it has to wait, outside of a tokio runtime with its timer
-    /// enabled.
+    /// Panics if polled after completion, or if it needs to sleep outside of a tokio runtime with the
+    /// timer enabled.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, C, B, R>
     where
@@ -53,7 +50,7 @@ pin_project! {
         #[pin]
         state: State<S::Future, R>,
         service: S,
-        call: Call<C, B>,
+        session: Session<C, B>,
     }
 }
 
@@ -63,20 +60,21 @@ pin_project! {
     where
         R: Body,
     {
-        // The inner service has the request.
-        // => Reading, Waiting or Done
+        // The inner service processes the request.
+        // => Discarding, BackingOff or Done
         Attempting { #[pin] attempt: F },
-        // The attempt failed and will be made again; its response is read and dropped.
-        // => Waiting or Done
-        Reading { failed: Option<Box<FailedResponse<R>>>, #[pin] timeout: Sleep },
-        // Nothing of the failed attempt is left.
-        // => Queueing or Readying
-        Waiting { #[pin] sleep: Sleep, since: Instant },
-        // In line at the rate gate, with a timer where it is the first.
-        // => Readying or Done
-        Queueing { #[pin] turn: Option<Sleep> },
-        // => Attempting, Queueing or Done
-        Readying,
+        // The attempt failed and will be retried; its response is inspected and drained.
+        // => BackingOff or Done
+        Discarding { response: Option<Box<DiscardingResponse<R>>>, #[pin] timeout: Sleep },
+        // The failed attempt has been discarded.
+        // => Queued or PollingReady
+        BackingOff { #[pin] sleep: Sleep, failed_at: Instant },
+        // Queued at the rate gate; the head of the queue holds a timer.
+        // => PollingReady or Done
+        Queued { #[pin] timer: Option<Sleep> },
+        // Polling `poll_ready` of the inner service.
+        // => Attempting, Queued or Done
+        PollingReady,
         Done,
     }
 }
@@ -90,79 +88,84 @@ where
     B::Error: Into<BoxError>,
     R: Body,
 {
-    /// Makes the first attempt with `ready`, and keeps a clone of it for the others.
+    /// Sends the first attempt on `service`, which is ready, and keeps a clone for retries.
     #[inline]
-    pub(crate) fn new(ready: &mut S, policy: Arc<RetryPolicy<C>>, mut request: Request<B>) -> Self {
-        if let Some(key) = &policy.idempotency_key {
-            key.add_to(&mut request);
+    pub(super) fn new(
+        service: &mut S,
+        policy: Arc<RetryPolicy<C>>,
+        mut request: Request<B>,
+    ) -> Self {
+        if let Some(make) = &policy.config.idempotency_key {
+            request = idempotency::apply_key(&**make, request);
         }
         if let Some(handle) = request.extensions().get::<OutcomeHandle>() {
             handle.clear();
         }
         let started = Instant::now();
-        let mut permit = call::permit(&policy, &request, started);
-        if permit.as_mut().is_some_and(|it| !it.leave_at_once(started)) {
-            return Self::waiting(ready, policy, permit, request, started);
+        let mut permit = session::new_permit(&policy.config, &request, started);
+        if permit
+            .as_mut()
+            .is_some_and(|permit| !permit.leave_at_once(started))
+        {
+            return Self::new_queued(service, policy, permit, request, started);
         }
-        // Each part has a place of its own until the last of them is there: what is put together before
-        // is moved once more.
-        let head = SavedHead::keep(&request);
-        policy.meter.request();
-        policy.meter.attempt();
-        let observer = Observer::of_first_attempt(&request);
-        let classifier = Some(policy.classifier.make_classifier(&request));
-        let mut upload = ReplaySource::empty();
+        // PERF: the fields are built separately and moved into `Self` once (bench `overhead`, GET).
+        let head = SavedHead::from_request(&request);
+        let mut telemetry = Telemetry::new(&policy.config);
+        let classifier = session::begin_attempt(&policy, &mut telemetry, &request, 0);
+        let mut body = ReplaySource::empty();
         let mut empty = None;
         let request = if request.body().is_end_stream() {
             request.map(|body| {
-                // Dropped only when the head has moved: two moves with nothing between them are one.
+                // PERF: the empty body is dropped after the head has been moved, so that the two
+                // moves of the request merge (bench `overhead`, GET).
                 empty = Some(body);
                 ReplayBody::default()
             })
         } else {
-            request.map(|body| {
-                let (kept, body) = ReplaySource::new(body, policy.bytes_kept(head.options()));
-                upload = kept;
-                body
+            request.map(|original| {
+                let limit = policy.config.replay_limit_for(head.options());
+                let (source, first) = ReplaySource::new(original, limit);
+                body = source;
+                first
             })
         };
         let attempt = {
-            let _entered = observer.enter();
-            ready.call(request)
+            let _entered = telemetry.enter();
+            service.call(request)
         };
         Self {
             state: State::Attempting { attempt },
-            // A clone made after the call can have nothing of the readiness that was used up.
-            service: ready.clone(),
-            call: Call {
+            // Cloned after `call`, which has consumed the readiness.
+            service: service.clone(),
+            session: Session {
                 policy,
-                observer,
+                telemetry,
                 head,
-                upload,
-                classifier,
+                body,
+                classifier: Some(classifier),
                 permit,
                 started,
                 attempts: 1,
-                later: None,
+                retry: None,
             },
         }
     }
 
-    /// Waits for its turn at the gate.
     #[cold]
-    fn waiting(
-        ready: &mut S,
+    fn new_queued(
+        service: &mut S,
         policy: Arc<RetryPolicy<C>>,
         permit: Option<Box<Permit>>,
         request: Request<B>,
         started: Instant,
     ) -> Self {
-        // What is ready is not kept from others while this one waits.
-        *ready = ready.clone();
+        // Release the readiness, which may hold a concurrency permit, while queued.
+        *service = service.clone();
         Self {
-            state: State::Queueing { turn: None },
-            service: ready.clone(),
-            call: Call::waiting(policy, permit, request, started),
+            state: State::Queued { timer: None },
+            service: service.clone(),
+            session: Session::new_queued(policy, permit, request, started),
         }
     }
 }
@@ -182,34 +185,35 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let mut this = self.as_mut().project();
-            let end = if let StateProj::Attempting { attempt } = this.state.as_mut().project() {
-                let result = {
-                    let _entered = this.call.observer.enter();
-                    ready!(attempt.poll(cx))
-                };
-                // What the attempt held, a permit perhaps, is let go first.
-                this.state.set(State::Done);
-                match result {
-                    Ok(mut response) => match this.call.judge(&response) {
-                        None => {
-                            this.call.succeed(&mut response);
-                            return Poll::Ready(Ok(response.map(ResponseBody::passthrough)));
-                        }
-                        Some(retryability) => self.as_mut().refused(response, retryability),
-                    },
-                    Err(error) => self.as_mut().broke(error),
+            let output = match this.state.as_mut().project() {
+                StateProj::Attempting { attempt } => {
+                    let result = {
+                        let _entered = this.session.enter();
+                        ready!(attempt.poll(cx))
+                    };
+                    // Drop the attempt first: it may hold a concurrency permit.
+                    this.state.set(State::Done);
+                    match result {
+                        Ok(mut response) => match this.session.on_response(&mut response) {
+                            Step::Finish => {
+                                return Poll::Ready(Ok(response.map(ResponseBody::passthrough)));
+                            }
+                            step => self.as_mut().discard(response, step),
+                        },
+                        Err(error) => self.as_mut().fail(error),
+                    }
                 }
-            } else {
-                ready!(self.as_mut().poll_between(cx))
+                _ => ready!(self.as_mut().poll_retry(cx)),
             };
-            if let Some(result) = end {
-                return Poll::Ready(result);
+            if let Some(output) = output {
+                return Poll::Ready(output);
             }
         }
     }
 }
 
-/// What most calls never come to.
+/// The path of a request whose first attempt failed or was queued. Each function makes one transition,
+/// and returns the output if that is to `Done`.
 impl<S, C, B, R> ResponseFuture<S, C, B, R>
 where
     S: Service<Request<ReplayBody<B>>, Response = Response<R>> + Clone,
@@ -221,103 +225,126 @@ where
     R: Body,
 {
     #[cold]
-    fn refused(
-        mut self: Pin<&mut Self>,
+    fn discard(
+        self: Pin<&mut Self>,
         response: Response<R>,
-        retryability: Retryability,
+        step: Step,
     ) -> Option<<Self as Future>::Output> {
-        let next = self.as_mut().project().call.fail(response, retryability);
-        self.go_to(next)
+        let mut this = self.project();
+        let Step::Discard(planned) = step else {
+            return Some(Ok(response.map(ResponseBody::passthrough)));
+        };
+        let timeout = this.session.discard_timeout(planned.failed_at);
+        let response = DiscardingResponse::new(response, planned, this.session.config());
+        this.state.set(State::Discarding {
+            response: Some(Box::new(response)),
+            timeout: sleep_until_saturating(planned.failed_at, timeout),
+        });
+        None
     }
 
     #[cold]
-    fn broke(mut self: Pin<&mut Self>, error: S::Error) -> Option<<Self as Future>::Output> {
-        let next = self.as_mut().project().call.broke(error);
-        self.go_to(next)
+    fn fail(mut self: Pin<&mut Self>, error: S::Error) -> Option<<Self as Future>::Output> {
+        match self.as_mut().project().session.on_error(&error) {
+            Step::Finish => Some(Err(error)),
+            step => {
+                // The error is gone before the delay starts, as a failed response is.
+                drop(error);
+                self.transition(step);
+                None
+            }
+        }
     }
 
-    /// The way to the next attempt; or to the end.
     #[cold]
-    #[expect(
-        clippy::panic,
-        reason = "as every future that is polled after completion"
-    )]
-    fn poll_between(
+    fn poll_retry(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<<Self as Future>::Output>> {
         let mut this = self.as_mut().project();
-        let next = match this.state.as_mut().project() {
-            StateProj::Reading { failed, timeout } => {
-                let read = match failed {
-                    Some(failed) => ready!(failed.poll_read(cx, timeout, &this.call.policy)),
-                    None => Read::Dropped,
-                };
-                match (read, failed.take()) {
-                    (Read::InvalidToken, Some(failed)) => this.call.invalid_token(*failed),
-                    (_, Some(failed)) => {
-                        let (failure, wait, since) = (failed.failure, failed.wait, failed.since);
-                        drop(failed);
-                        this.call.wait(failure, wait, since)
+        let step = match this.state.as_mut().project() {
+            StateProj::Discarding { response, timeout } => {
+                let inspection = match response {
+                    Some(response) => {
+                        ready!(response.poll_discard(cx, timeout, this.session.config()))
                     }
-                    (_, None) => this.call.line_up(),
+                    None => Inspection::Discarded,
+                };
+                match (response.take(), inspection) {
+                    (Some(response), Inspection::InvalidToken) => {
+                        let planned = response.planned;
+                        let mut response = response.into_response();
+                        this.session.on_invalid_token(planned, &mut response);
+                        this.state.set(State::Done);
+                        return Poll::Ready(Some(Ok(response)));
+                    }
+                    (Some(response), Inspection::Discarded) => {
+                        let planned = response.planned;
+                        this.session.on_discarded(planned, &response.into_parts())
+                    }
+                    (None, _) => Step::PollReady,
                 }
             }
-            StateProj::Waiting { sleep, since } => {
+            StateProj::BackingOff { sleep, failed_at } => {
                 ready!(sleep.poll(cx));
-                this.call.waited(*since);
-                this.call.line_up()
+                this.session.on_backoff_elapsed(*failed_at)
             }
-            StateProj::Queueing { turn } => match this.call.poll_turn(cx, turn) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(())) => Next::Ready,
-                Poll::Ready(Err(come_back)) => this.call.end_at_the_gate(come_back),
-            },
-            StateProj::Readying => match ready!(this.service.poll_ready(cx)) {
-                Ok(()) if this.call.is_still_free_to_leave() => {
-                    let request = this.call.next_request();
-                    let _entered = this.call.observer.enter();
-                    Next::Attempt(this.service.call(request))
+            StateProj::Queued { timer } => match ready!(this.session.poll_permit(cx, timer)) {
+                Ok(()) => Step::PollReady,
+                Err(available_at) => {
+                    let response = this.session.reject_rate_gated(available_at);
+                    this.state.set(State::Done);
+                    return Poll::Ready(Some(Ok(response.map(|()| ResponseBody::empty()))));
                 }
-                Ok(()) => {
-                    // The gate closed meanwhile; nothing ready is held while waiting.
-                    *this.service = this.service.clone();
-                    Next::Queue
-                }
-                Err(error) => this.call.never_ready(error),
             },
-            StateProj::Attempting { .. } | StateProj::Done => {
-                panic!("ResponseFuture polled after completion")
-            }
+            StateProj::PollingReady => return self.poll_ready(cx),
+            StateProj::Attempting { .. } | StateProj::Done => polled_after_completion(),
         };
-        Poll::Ready(self.go_to(next))
+        self.transition(step);
+        Poll::Ready(None)
     }
 
-    fn go_to(
+    fn poll_ready(
         self: Pin<&mut Self>,
-        next: Next<S::Future, R, S::Error>,
-    ) -> Option<<Self as Future>::Output> {
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<<Self as Future>::Output>> {
         let mut this = self.project();
-        this.state.set(match next {
-            Next::Attempt(attempt) => State::Attempting { attempt },
-            Next::Read(failed) => State::Reading {
-                timeout: sleep_from(failed.since, this.call.reading_time(failed.since)),
-                failed: Some(failed),
-            },
-            Next::Wait(wait, since) => State::Waiting {
-                // Also where there is nothing to wait for: a timer takes part in tokio's
-                // cooperative scheduling, so that no schedule of zeros can occupy a thread.
-                sleep: sleep_from(since, wait),
-                since,
-            },
-            Next::Queue => State::Queueing { turn: None },
-            Next::Ready => State::Readying,
-            Next::End(result) => {
-                this.state.set(State::Done);
-                return Some(result);
+        match ready!(this.service.poll_ready(cx)) {
+            Ok(()) if this.session.confirm_permit() => {
+                let request = this.session.next_request();
+                let attempt = {
+                    let _entered = this.session.enter();
+                    this.service.call(request)
+                };
+                this.state.set(State::Attempting { attempt });
+                Poll::Ready(None)
             }
+            Ok(()) => {
+                // The gate has closed; release the readiness while queued.
+                *this.service = this.service.clone();
+                this.state.set(State::Queued { timer: None });
+                Poll::Ready(None)
+            }
+            Err(error) => {
+                this.session.on_ready_error(&error);
+                this.state.set(State::Done);
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    fn transition(self: Pin<&mut Self>, step: Step) {
+        self.project().state.set(match step {
+            Step::BackOff(planned) => State::BackingOff {
+                // A timer even for a delay of zero: it takes part in tokio's cooperative scheduling,
+                // so that a backoff of zeros cannot occupy a thread.
+                sleep: sleep_until_saturating(planned.failed_at, planned.delay),
+                failed_at: planned.failed_at,
+            },
+            Step::AcquirePermit => State::Queued { timer: None },
+            Step::PollReady => State::PollingReady,
+            Step::Discard(_) | Step::Finish => State::Done,
         });
-        None
     }
 }
 
@@ -330,37 +357,35 @@ where
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
             State::Attempting { .. } => "Attempting",
-            State::Reading { .. } => "Reading",
-            State::Waiting { .. } => "Waiting",
-            State::Queueing { .. } => "Queueing",
-            State::Readying => "Readying",
+            State::Discarding { .. } => "Discarding",
+            State::BackingOff { .. } => "BackingOff",
+            State::Queued { .. } => "Queued",
+            State::PollingReady => "PollingReady",
             State::Done => "Done",
         };
         f.debug_struct("ResponseFuture")
             .field("state", &state)
-            .field("attempts", &self.call.attempts)
+            .field("attempts", &self.session.attempts)
             .finish_non_exhaustive()
     }
 }
 
-/// Where a step leads.
-pub(super) enum Next<F, R: Body, E> {
-    Attempt(F),
-    Read(Box<FailedResponse<R>>),
-    Wait(Duration, Instant),
-    Queue,
-    Ready,
-    End(Result<Response<ResponseBody<R>>, E>),
+#[expect(
+    clippy::panic,
+    reason = "futures may panic when polled after completion"
+)]
+fn polled_after_completion() -> ! {
+    panic!("ResponseFuture polled after completion")
 }
 
-fn sleep_from(start: Instant, wait: Duration) -> Sleep {
-    // tokio's timer panics close to the end of time.
-    const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+fn sleep_until_saturating(start: Instant, delay: Duration) -> Sleep {
+    // tokio's timer panics on deadlines close to the maximum of `Instant`.
+    const MAX_SLEEP: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-    let wait = wait.min(LONGEST);
-    match start.checked_add(wait) {
+    let delay = delay.min(MAX_SLEEP);
+    match start.checked_add(delay) {
         Some(end) => tokio::time::sleep_until(end),
-        None => tokio::time::sleep(wait),
+        None => tokio::time::sleep(delay),
     }
 }
 
@@ -369,19 +394,19 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_to_the_end_of_time_is_one_that_a_timer_can_be_set_for() {
+    async fn sleep_until_saturating_accepts_any_delay() {
         let now = Instant::now();
         let mut longest = Duration::ZERO;
         let mut step = Duration::MAX;
         while !step.is_zero() {
             let more = longest.checked_add(step);
             longest = more
-                .filter(|it| now.checked_add(*it).is_some())
+                .filter(|delay| now.checked_add(*delay).is_some())
                 .unwrap_or(longest);
             step /= 2;
         }
-        for wait in [longest, Duration::MAX] {
-            let mut timer = tokio_test::task::spawn(sleep_from(now, wait));
+        for delay in [longest, Duration::MAX] {
+            let mut timer = tokio_test::task::spawn(sleep_until_saturating(now, delay));
             assert!(timer.poll().is_pending());
         }
     }

@@ -1,168 +1,211 @@
-//! What is kept of a request's head, so that each attempt gets the head that the caller made.
+//! A compact copy of a request head, from which retries are rebuilt.
 //!
-//! A clone of the head costs an allocation for most of its headers. What nearly no request needs is
-//! therefore kept as bytes, all of them in one buffer, from which the head is rebuilt when a retry is
-//! made. The values of a rebuilt head are slices of that buffer.
+//! Cloning a head costs an allocation for most of its headers. Retries are rare, so the head is encoded
+//! into one buffer instead, and decoded when a retry is sent. The values of a rebuilt head are slices of
+//! one copy of that buffer.
 
-use bytes::{Buf, Bytes};
+use std::error::Error;
+
+use bytes::Bytes;
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request::Parts,
     uri,
 };
 
 use crate::{
+    events::{Cause, Failure, LazyUri, RebuildUri},
     outcome::OutcomeHandle,
-    policy::{RequestOptions, idempotency::IDEMPOTENCY_KEY},
+    policy::{
+        RequestOptions,
+        idempotency::{self, IDEMPOTENCY_KEY},
+    },
 };
 
 /// The head of a request: method, URI, version, headers and extensions as the caller set them.
-pub(crate) struct SavedHead {
+pub(super) struct SavedHead {
     method: Method,
     version: Version,
     extensions: Extensions,
-    /// The parts of the URI, then names and values of the headers, behind their lengths.
-    text: Vec<u8>,
-    headers: usize,
+    /// Two pairs with the parts of the URI, then a pair of name and value per header.
+    encoded: Vec<u8>,
+    header_count: usize,
 }
 
 impl SavedHead {
     #[inline]
-    pub(crate) fn keep<B>(request: &Request<B>) -> Self {
+    pub(super) fn from_request<B>(request: &Request<B>) -> Self {
         let headers = request.headers();
         Self {
             method: request.method().clone(),
             version: request.version(),
             extensions: request.extensions().clone(),
-            text: write(request.uri(), headers),
-            headers: headers.len(),
+            encoded: encode(request.uri(), headers),
+            header_count: headers.len(),
         }
     }
 
-    /// What waits should be small.
-    pub(crate) fn shrink(&mut self) {
-        self.text.shrink_to_fit();
+    /// Frees unused capacity, for a request that is going to wait.
+    pub(super) fn shrink_to_fit(&mut self) {
+        self.encoded.shrink_to_fit();
     }
 
-    /// The head again, exactly; `None` where that cannot be, because somebody has put a header together
-    /// that `http` would not let through.
-    pub(crate) fn rebuild(&self) -> Option<Parts> {
-        let mut text = Text(Bytes::copy_from_slice(&self.text));
-        let uri = text.uri()?;
-        let headers = text.headers(self.headers)?;
+    /// Returns whether [`rebuild`](Self::rebuild) succeeds. It does not if a header value contains
+    /// bytes that `http` does not allow (`HeaderValue::from_maybe_shared_unchecked`).
+    pub(super) fn can_be_rebuilt(&self) -> bool {
+        let mut headers = self.headers();
+        let valid = |value: &[u8]| {
+            let mut bytes = value.iter();
+            bytes.all(|byte| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f))
+        };
+        headers.all(|pair| valid(pair.second))
+            && decode_uri(&self.encoded, Bytes::copy_from_slice).is_some()
+    }
+
+    /// Rebuilds the head; `None` if it is not [valid](Self::can_be_rebuilt).
+    pub(super) fn rebuild(&self) -> Option<Parts> {
+        let encoded = Bytes::copy_from_slice(&self.encoded);
         let (mut parts, ()) = Request::new(()).into_parts();
+        parts.uri = decode_uri(&encoded, |part| encoded.slice_ref(part))?;
+        parts.headers = decode_headers(&encoded, self.header_count)?;
         parts.method = self.method.clone();
         parts.version = self.version;
         parts.extensions = self.extensions.clone();
-        parts.uri = uri;
-        parts.headers = headers;
         Some(parts)
     }
 
-    /// Whether acting twice on the request does no harm: the caller's word where there is one,
-    /// otherwise by its method, or by its `Idempotency-Key`.
-    pub(crate) fn may_be_repeated(&self) -> bool {
-        self.options()
-            .repeatable
-            .unwrap_or_else(|| self.method.is_idempotent() || self.has_idempotency_key())
+    /// Creates the description of a failure of this request.
+    pub(super) fn failure<'a>(
+        &'a self,
+        cause: Cause,
+        headers: Option<&'a HeaderMap>,
+        error: Option<&'a (dyn Error + 'static)>,
+    ) -> Failure<'a> {
+        Failure {
+            method: &self.method,
+            uri: LazyUri::deferred(self),
+            cause,
+            headers,
+            error,
+        }
     }
 
-    /// What the caller says of the request.
-    #[inline]
-    pub(crate) fn options(&self) -> RequestOptions {
-        RequestOptions::of(&self.extensions)
-    }
-
-    fn has_idempotency_key(&self) -> bool {
-        let mut text = Text(Bytes::copy_from_slice(&self.text));
-        // The URI comes first.
-        let mut headers = std::iter::from_fn(|| text.take()).skip(2);
-        headers.any(|(name, value, _)| {
-            name == IDEMPOTENCY_KEY.as_str() && !value.trim_ascii().is_empty()
+    /// Returns whether the request is idempotent: `RequestOptions`, else method, else
+    /// `Idempotency-Key`.
+    pub(super) fn is_idempotent(&self) -> bool {
+        idempotency::is_idempotent(self.options(), &self.method, || {
+            self.headers().any(|pair| {
+                pair.first == IDEMPOTENCY_KEY.as_str().as_bytes()
+                    && !pair.second.trim_ascii().is_empty()
+            })
         })
     }
 
-    /// Where the caller wants to read the outcome.
     #[inline]
-    pub(crate) fn outcome_handle(&self) -> Option<&OutcomeHandle> {
+    pub(super) fn options(&self) -> RequestOptions {
+        RequestOptions::from_extensions(&self.extensions)
+    }
+
+    #[inline]
+    pub(super) fn outcome_handle(&self) -> Option<&OutcomeHandle> {
         self.extensions.get()
+    }
+
+    fn headers(&self) -> impl Iterator<Item = Pair<'_>> {
+        Decoder(&self.encoded).skip(URI_PAIRS)
     }
 }
 
-fn write(uri: &Uri, headers: &HeaderMap) -> Vec<u8> {
-    // To guess is cheaper than to measure: a head that is longer grows its buffer.
+impl RebuildUri for SavedHead {
+    fn rebuild_uri(&self) -> Uri {
+        decode_uri(&self.encoded, Bytes::copy_from_slice).unwrap_or_default()
+    }
+}
+
+const URI_PAIRS: usize = 2;
+
+fn encode(uri: &Uri, headers: &HeaderMap) -> Vec<u8> {
+    // PERF: estimating the capacity is cheaper than measuring it (bench `overhead`, GET).
     const URI: usize = 128;
     const HEADER: usize = 64;
-    let mut text = Vec::with_capacity(URI + HEADER * headers.len());
+    let mut encoded = Vec::with_capacity(URI + HEADER * headers.len());
 
     let scheme = uri.scheme_str().unwrap_or_default();
     let authority = uri.authority().map_or("", uri::Authority::as_str);
     let path = uri.path_and_query().map_or("", uri::PathAndQuery::as_str);
-    put(&mut text, scheme, authority.as_bytes(), false);
-    put(&mut text, "", path.as_bytes(), false);
+    encode_pair(&mut encoded, scheme, authority.as_bytes(), false);
+    encode_pair(&mut encoded, "", path.as_bytes(), false);
     for (name, value) in headers {
-        put(
-            &mut text,
-            name.as_str(),
-            value.as_bytes(),
-            value.is_sensitive(),
-        );
+        let sensitive = value.is_sensitive();
+        encode_pair(&mut encoded, name.as_str(), value.as_bytes(), sensitive);
     }
-    text
+    encoded
 }
 
-/// Two parts behind their lengths: that of the first fits 16 bits, since `http` allows no longer name.
-fn put(text: &mut Vec<u8>, first: &str, second: &[u8], marked: bool) {
-    let lengths = (second.len() as u64) << 17 | (first.len() as u64) << 1 | u64::from(marked);
-    text.extend_from_slice(&lengths.to_le_bytes());
-    text.extend_from_slice(first.as_bytes());
-    text.extend_from_slice(second);
+/// Appends a length-prefixed pair. `http` limits header names to 16 bits.
+fn encode_pair(encoded: &mut Vec<u8>, first: &str, second: &[u8], sensitive: bool) {
+    let lengths = (second.len() as u64) << 17 | (first.len() as u64) << 1 | u64::from(sensitive);
+    encoded.extend_from_slice(&lengths.to_le_bytes());
+    encoded.extend_from_slice(first.as_bytes());
+    encoded.extend_from_slice(second);
 }
 
-/// What is left to be read of a head.
-struct Text(Bytes);
+/// The pairs of an encoded head.
+struct Decoder<'a>(&'a [u8]);
 
-impl Text {
-    /// What one [`put`] has written.
-    fn take(&mut self) -> Option<(Bytes, Bytes, bool)> {
-        let lengths = u64::from_le_bytes(*self.0.first_chunk()?);
-        let marked = lengths & 1 == 1;
-        let first = usize::from((lengths >> 1) as u16);
+struct Pair<'a> {
+    first: &'a [u8],
+    second: &'a [u8],
+    sensitive: bool,
+}
+
+impl<'a> Iterator for Decoder<'a> {
+    type Item = Pair<'a>;
+
+    fn next(&mut self) -> Option<Pair<'a>> {
+        let (lengths, rest) = self.0.split_first_chunk()?;
+        let lengths = u64::from_le_bytes(*lengths);
+        let (first, rest) = rest.split_at_checked(usize::from((lengths >> 1) as u16))?;
         let second = usize::try_from(lengths >> 17).ok()?;
-        self.0.advance(size_of_val(&lengths));
-        if first.checked_add(second)? > self.0.len() {
-            return None;
-        }
-        Some((self.0.split_to(first), self.0.split_to(second), marked))
+        let (second, rest) = rest.split_at_checked(second)?;
+        self.0 = rest;
+        Some(Pair {
+            first,
+            second,
+            sensitive: lengths & 1 == 1,
+        })
     }
+}
 
-    fn uri(&mut self) -> Option<Uri> {
-        let (scheme, authority, _) = self.take()?;
-        let (_, path, _) = self.take()?;
-        let mut parts = uri::Parts::default();
-        if !scheme.is_empty() {
-            parts.scheme = Some(uri::Scheme::try_from(&*scheme).ok()?);
-        }
-        if !authority.is_empty() {
-            parts.authority = Some(uri::Authority::from_maybe_shared(authority).ok()?);
-        }
-        if !path.is_empty() {
-            parts.path_and_query = Some(uri::PathAndQuery::from_maybe_shared(path).ok()?);
-        }
-        Uri::from_parts(parts).ok()
+/// `share` turns a part of the encoded head into `Bytes`.
+fn decode_uri(encoded: &[u8], share: impl Fn(&[u8]) -> Bytes) -> Option<Uri> {
+    let mut pairs = Decoder(encoded);
+    let (start, end) = (pairs.next()?, pairs.next()?);
+    let mut parts = uri::Parts::default();
+    if !start.first.is_empty() {
+        parts.scheme = Some(uri::Scheme::try_from(start.first).ok()?);
     }
+    if !start.second.is_empty() {
+        let authority = share(start.second);
+        parts.authority = Some(uri::Authority::from_maybe_shared(authority).ok()?);
+    }
+    if !end.second.is_empty() {
+        let path = share(end.second);
+        parts.path_and_query = Some(uri::PathAndQuery::from_maybe_shared(path).ok()?);
+    }
+    Uri::from_parts(parts).ok()
+}
 
-    fn headers(&mut self, count: usize) -> Option<HeaderMap> {
-        // There is room for more headers of one name than for names.
-        let mut headers = HeaderMap::try_with_capacity(count).unwrap_or_default();
-        for _ in 0..count {
-            let (name, value, sensitive) = self.take()?;
-            let name = HeaderName::from_bytes(&name).ok()?;
-            let mut value = HeaderValue::from_maybe_shared(value).ok()?;
-            value.set_sensitive(sensitive);
-            headers.try_append(name, value).ok()?;
-        }
-        Some(headers)
+fn decode_headers(encoded: &Bytes, count: usize) -> Option<HeaderMap> {
+    // `HeaderMap` holds more values than it can reserve buckets.
+    let mut headers = HeaderMap::try_with_capacity(count).unwrap_or_default();
+    for pair in Decoder(encoded).skip(URI_PAIRS) {
+        let name = HeaderName::from_bytes(pair.first).ok()?;
+        let value = encoded.slice_ref(pair.second);
+        let mut value = HeaderValue::from_maybe_shared(value).ok()?;
+        value.set_sensitive(pair.sensitive);
+        headers.try_append(name, value).ok()?;
     }
+    Some(headers)
 }
 
 #[cfg(test)]
@@ -171,7 +214,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_may_be_repeated_follows_rfc_9110_the_key_and_the_callers_word() {
+    fn idempotency_by_method_key_and_options() {
         let table: &[(&str, Option<&str>, Option<bool>, bool)] = &[
             ("GET", None, None, true),
             ("HEAD", None, None, true),
@@ -192,28 +235,28 @@ mod tests {
             ("POST", Some("8e03978e"), Some(false), false),
             ("GET", None, Some(false), false),
         ];
-        for (method, key, mark, expected) in table {
+        for (method, key, idempotent, expected) in table {
             let mut request = Request::new(());
             *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
             if let Some(key) = key {
                 let headers = request.headers_mut();
                 headers.insert("idempotency-key", key.parse().unwrap());
             }
-            if let Some(mark) = mark {
-                let options = RequestOptions::new().idempotent(*mark);
+            if let Some(idempotent) = idempotent {
+                let options = RequestOptions::new().idempotent(*idempotent);
                 request.extensions_mut().insert(options);
             }
-            let head = SavedHead::keep(&request);
+            let head = SavedHead::from_request(&request);
             assert_eq!(
-                head.may_be_repeated(),
+                head.is_idempotent(),
                 *expected,
-                "{method} {key:?} {mark:?}"
+                "{method} {key:?} {idempotent:?}"
             );
         }
     }
 
     #[test]
-    fn as_many_headers_as_http_can_hold_are_rebuilt() {
+    fn rebuilds_as_many_headers_as_http_can_hold() {
         let mut request = Request::new(());
         let headers = request.headers_mut();
         for number in 0..24_000 {
@@ -223,7 +266,7 @@ mod tests {
         for number in 0..10_000 {
             headers.append("cookie", HeaderValue::from(number));
         }
-        let rebuilt = SavedHead::keep(&request).rebuild().unwrap();
+        let rebuilt = SavedHead::from_request(&request).rebuild().unwrap();
         assert_eq!(&rebuilt.headers, request.headers());
     }
 
@@ -239,7 +282,7 @@ mod tests {
                 .prop_map(|(s, a, p)| format!("{s}://{a}{p}")),
             ("https?", authority).prop_map(|(s, a)| format!("{s}://{a}")),
         ]
-        .prop_filter_map("an URI", |text| text.parse().ok())
+        .prop_filter_map("a URI", |text| text.parse().ok())
     }
 
     fn requests() -> impl Strategy<Value = Request<()>> {
@@ -273,7 +316,7 @@ mod tests {
                     let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
                     request.headers_mut().append(name, value);
                 }
-                extension.map(|it| request.extensions_mut().insert(it));
+                extension.map(|value| request.extensions_mut().insert(value));
                 request
             },
         )
@@ -281,8 +324,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rebuilt_it_is_as_it_was(request in requests()) {
-            let rebuilt = SavedHead::keep(&request).rebuild().expect("what http let through");
+        fn rebuild_round_trips(request in requests()) {
+            let saved = SavedHead::from_request(&request);
+            prop_assert!(saved.can_be_rebuilt());
+            let rebuilt = saved.rebuild().expect("a valid head");
             let (original, ()) = request.into_parts();
             prop_assert_eq!(&rebuilt.method, &original.method);
             prop_assert_eq!(&rebuilt.uri, &original.uri);

@@ -1,12 +1,12 @@
-//! What is counted, with the feature `metrics`; without it, nothing.
-#![cfg_attr(not(feature = "metrics"), allow(dead_code, unused_variables))]
+//! Metrics; no-ops without the feature `metrics`.
+#![cfg_attr(not(feature = "metrics"), allow(unused_variables))]
 
 use std::sync::Arc;
 
 use crate::{
     budget::RetryBudget,
+    events::{GiveUpEvent, RetryEvent},
     rate_gate::RateGate,
-    telemetry::events::{GiveUpEvent, RetryEvent},
 };
 
 #[cfg(feature = "metrics")]
@@ -21,133 +21,105 @@ mod names {
     pub(super) const GATE_QUEUE: &str = "tower_http_retry_gate_queue_length";
 }
 
-/// Tells the recorder of the crate `metrics` what each metric means, and its unit.
+/// Registers descriptions and units of all metrics with the global recorder of the crate `metrics`.
 ///
-/// To be called once, after the recorder was installed; without it, the metrics have no descriptions.
-/// All of them have the label `client`, the policy's [`name`](crate::RetryPolicy::name).
+/// Call it once, after installing the recorder. All metrics have the label `client`, set by
+/// [`RetryPolicy::client_name`](crate::RetryPolicy::client_name).
 ///
 /// | metric | type | meaning |
 /// | --- | --- | --- |
-/// | `tower_http_retry_requests_total` | counter | requests that the layer was called with |
+/// | `tower_http_retry_requests_total` | counter | requests passed to the layer |
 /// | `tower_http_retry_attempts_total` | counter | attempts sent |
-/// | `tower_http_retry_retries_total` | counter | retries decided, by `reason`: the status, or the kind of error |
-/// | `tower_http_retry_give_ups_total` | counter | failures handed to the caller, by `reason`: a [`GiveUpReason`](crate::GiveUpReason) |
-/// | `tower_http_retry_delay_seconds` | histogram | how long before each retry is waited, in seconds |
-/// | `tower_http_retry_budget_balance` | gauge | tokens left for retries |
-/// | `tower_http_retry_gate_closed_seconds` | gauge | for how long the rate gate stays closed, in seconds, when last seen |
-/// | `tower_http_retry_gate_queue_length` | gauge | requests that wait at the rate gate, when last seen |
+/// | `tower_http_retry_retries_total` | counter | retries decided, by `reason`: the status, or the kind of failure |
+/// | `tower_http_retry_give_ups_total` | counter | failures returned to the caller, by `reason`: a [`GiveUpReason`](crate::GiveUpReason) |
+/// | `tower_http_retry_delay_seconds` | histogram | delay before each retry, in seconds |
+/// | `tower_http_retry_budget_balance` | gauge | tokens in the retry budget |
+/// | `tower_http_retry_gate_closed_seconds` | gauge | time until the rate gate opens, in seconds, at the last update |
+/// | `tower_http_retry_gate_queue_length` | gauge | requests queued at the rate gate, at the last update |
+///
+/// # Examples
 ///
 /// ```
-/// use tower_http_retry::describe_metrics;
-///
-/// // An exporter's recorder is installed, then:
-/// describe_metrics();
+/// // After the recorder of an exporter has been installed:
+/// tower_http_retry::describe_metrics();
 /// ```
 #[cfg(feature = "metrics")]
 #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
 pub fn describe_metrics() {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
-    describe_counter!(
-        names::REQUESTS,
-        Unit::Count,
-        "Requests that the layer was called with"
-    );
+    describe_counter!(names::REQUESTS, Unit::Count, "Requests passed to the layer");
     describe_counter!(names::ATTEMPTS, Unit::Count, "Attempts sent");
     describe_counter!(
         names::RETRIES,
         Unit::Count,
-        "Retries decided, by what failed"
+        "Retries decided, by the cause of the failure"
     );
     describe_counter!(
         names::GIVE_UPS,
         Unit::Count,
-        "Failures handed to the caller, by the reason"
+        "Failures returned to the caller, by reason"
     );
-    describe_histogram!(
-        names::DELAY,
-        Unit::Seconds,
-        "How long before each retry is waited"
-    );
-    describe_gauge!(names::BUDGET, Unit::Count, "Tokens left for retries");
+    describe_histogram!(names::DELAY, Unit::Seconds, "Delay before each retry");
+    describe_gauge!(names::BUDGET, Unit::Count, "Tokens in the retry budget");
     describe_gauge!(
         names::GATE_CLOSED,
         Unit::Seconds,
-        "For how long the rate gate stays closed"
+        "Time until the rate gate opens"
     );
     describe_gauge!(
         names::GATE_QUEUE,
         Unit::Count,
-        "Requests that wait at the rate gate"
+        "Requests queued at the rate gate"
     );
 }
 
-/// Counts for all requests of one policy.
-#[derive(Clone, Debug)]
-pub(crate) struct Meter {
-    /// The label `client`.
-    name: Arc<str>,
+#[inline]
+pub(super) fn on_request(client: &Arc<str>) {
+    #[cfg(feature = "metrics")]
+    metrics::counter!(names::REQUESTS, "client" => client.clone()).increment(1);
 }
 
-impl Meter {
-    pub(crate) fn new(name: Arc<str>) -> Self {
-        Self { name }
-    }
+#[inline]
+pub(super) fn on_attempt(client: &Arc<str>) {
+    #[cfg(feature = "metrics")]
+    metrics::counter!(names::ATTEMPTS, "client" => client.clone()).increment(1);
+}
 
-    /// A call begins.
-    #[inline]
-    pub(crate) fn request(&self) {
-        #[cfg(feature = "metrics")]
-        metrics::counter!(names::REQUESTS, "client" => self.name.clone()).increment(1);
+pub(super) fn on_retry(client: &Arc<str>, event: &RetryEvent<'_>) {
+    #[cfg(feature = "metrics")]
+    {
+        let reason = event.failure.cause.error_type().to_owned();
+        metrics::counter!(names::RETRIES, "client" => client.clone(), "reason" => reason)
+            .increment(1);
+        metrics::histogram!(names::DELAY, "client" => client.clone()).record(event.delay);
     }
+}
 
-    /// An attempt begins.
-    #[inline]
-    pub(crate) fn attempt(&self) {
-        #[cfg(feature = "metrics")]
-        metrics::counter!(names::ATTEMPTS, "client" => self.name.clone()).increment(1);
+pub(super) fn on_give_up(client: &Arc<str>, event: &GiveUpEvent<'_>) {
+    #[cfg(feature = "metrics")]
+    {
+        let reason = event.reason.as_str();
+        metrics::counter!(names::GIVE_UPS, "client" => client.clone(), "reason" => reason)
+            .increment(1);
     }
+}
 
-    /// A retry has been decided.
-    pub(crate) fn retrying(&self, event: &RetryEvent) {
-        #[cfg(feature = "metrics")]
-        {
-            let reason = event.failure.with_str(str::to_owned);
-            let client = || self.name.clone();
-            metrics::counter!(names::RETRIES, "client" => client(), "reason" => reason)
-                .increment(1);
-            metrics::histogram!(names::DELAY, "client" => client()).record(event.delay());
-        }
+#[inline]
+pub(super) fn on_budget_change(client: &Arc<str>, budget: Option<&RetryBudget>) {
+    #[cfg(feature = "metrics")]
+    if let Some(balance) = budget.and_then(RetryBudget::balance) {
+        metrics::gauge!(names::BUDGET, "client" => client.clone()).set(balance);
     }
+}
 
-    /// A failure is handed to the caller.
-    pub(crate) fn giving_up(&self, event: &GiveUpEvent) {
-        #[cfg(feature = "metrics")]
-        {
-            let reason = event.give_up_reason().as_str();
-            metrics::counter!(names::GIVE_UPS, "client" => self.name.clone(), "reason" => reason)
-                .increment(1);
-        }
-    }
-
-    /// What is left of the budget, after it may have changed.
-    #[inline]
-    pub(crate) fn budget(&self, budget: &RetryBudget) {
-        #[cfg(feature = "metrics")]
-        if let Some(tokens) = budget.balance() {
-            metrics::gauge!(names::BUDGET, "client" => self.name.clone()).set(tokens);
-        }
-    }
-
-    /// The gate's state, after it may have changed.
-    #[inline]
-    pub(crate) fn gate(&self, gate: Option<&RateGate>) {
-        #[cfg(feature = "metrics")]
-        if let Some(gate) = gate {
-            let closed = gate.time_until_open().unwrap_or_default();
-            metrics::gauge!(names::GATE_CLOSED, "client" => self.name.clone()).set(closed);
-            let waiting = u32::try_from(gate.queue_len()).unwrap_or(u32::MAX);
-            metrics::gauge!(names::GATE_QUEUE, "client" => self.name.clone()).set(waiting);
-        }
+#[inline]
+pub(super) fn on_gate_change(client: &Arc<str>, gate: Option<&RateGate>) {
+    #[cfg(feature = "metrics")]
+    if let Some(gate) = gate {
+        let closed = gate.time_until_open().unwrap_or_default();
+        metrics::gauge!(names::GATE_CLOSED, "client" => client.clone()).set(closed);
+        let queued = u32::try_from(gate.queue_len()).unwrap_or(u32::MAX);
+        metrics::gauge!(names::GATE_QUEUE, "client" => client.clone()).set(queued);
     }
 }

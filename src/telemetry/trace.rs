@@ -1,50 +1,18 @@
-//! What an operator sees: one span an attempt, an event before each retry and one at the end of a
-//! failure. Names follow OpenTelemetry's semantic conventions for HTTP client spans.
+//! Spans and events: one span per attempt, one event before each retry and one after a failure.
 //!
-//! Nothing that a caller or a server wrote is recorded beyond the method, the host and the port: no
-//! header value, no path, no query, no body. Numbers are signed: what exports spans to OpenTelemetry
-//! makes text of the others.
+//! Names follow the OpenTelemetry semantic conventions for HTTP client spans. Of the request, only the
+//! method, the host and the port are recorded: no header value, path, query or body. OpenTelemetry
+//! exporters stringify unsigned integers, so numbers are recorded as `i64`.
 
 use http::{Method, Request, StatusCode};
 use tracing::{Level, Span, field, span::Entered};
 
 use crate::{
-    classify::FailureKind,
+    events::{Cause, GiveUpEvent, RetryEvent},
     outcome::GiveUpReason,
-    policy::RetryPolicy,
-    telemetry::events::{GiveUpEvent, RetryEvent},
 };
 
 const TARGET: &str = "tower_http_retry";
-
-/// Watches one request; the one place from which spans and events, metrics and the user's own functions
-/// learn what happens to it.
-pub(crate) struct Observer {
-    /// `None` where nobody records the first attempt's span.
-    spans: Option<Box<Spans>>,
-}
-
-struct Spans {
-    /// The span in which the service was called.
-    caller: Span,
-    attempt: Span,
-}
-
-impl Spans {
-    fn answered(&mut self, status: StatusCode, failed: bool) {
-        self.attempt
-            .record("http.response.status_code", i64::from(status.as_u16()));
-        self.end_attempt(failed.then_some(status.as_str()));
-    }
-
-    fn end_attempt(&mut self, error: Option<&str>) {
-        if let Some(error) = error {
-            self.attempt.record("error.type", error);
-            self.attempt.record("otel.status_code", "ERROR");
-        }
-        self.attempt = Span::none();
-    }
-}
 
 macro_rules! attempt_span {
     ($request:expr, $($parent:tt)*) => {
@@ -53,149 +21,166 @@ macro_rules! attempt_span {
             $($parent)*
             Level::INFO,
             "http_attempt",
-            otel.name = known($request.method()).unwrap_or("HTTP"),
+            otel.name = otel_method($request.method()).unwrap_or("HTTP"),
             otel.kind = "client",
             otel.status_code = field::Empty,
-            http.request.method = known($request.method()).unwrap_or("_OTHER"),
+            http.request.method = otel_method($request.method()).unwrap_or("_OTHER"),
             http.request.resend_count = field::Empty,
             http.response.status_code = field::Empty,
-            server.address = address($request),
-            server.port = port($request),
+            server.address = server_address($request),
+            server.port = server_port($request),
             "error.type" = field::Empty,
         )
     };
 }
 
-macro_rules! giving_up {
-    ($level:expr, $stop:expr, $outcome:expr) => {
-        tracing::event!(
-            target: TARGET,
-            $level,
-            give_up_reason = $stop.as_str(),
-            attempts = i64::from($outcome.attempts),
-            total_delay = ?$outcome.waited,
-            "giving up"
-        )
-    };
+/// The spans of one request.
+pub(super) struct Trace {
+    /// `None` if the span of the first attempt is disabled.
+    spans: Option<Box<Spans>>,
 }
 
-impl Observer {
-    /// The first attempt begins.
-    pub(crate) fn of_first_attempt<B>(request: &Request<B>) -> Self {
-        let attempt = attempt_span!(request,);
-        let spans = (!attempt.is_disabled()).then(|| {
-            let caller = Span::current();
-            Box::new(Spans { caller, attempt })
-        });
-        Self { spans }
+struct Spans {
+    /// The span in which the service was called.
+    parent: Span,
+    attempt: Span,
+}
+
+impl Trace {
+    #[inline]
+    pub(super) fn new() -> Self {
+        Self { spans: None }
     }
 
-    /// The first attempt has to wait: its span will be a child of the present one.
-    pub(crate) fn waiting() -> Self {
-        let caller = Span::current();
+    /// Keeps the current span as the parent of attempts that begin later.
+    pub(super) fn new_queued() -> Self {
+        let parent = Span::current();
         let attempt = Span::none();
-        let spans = Some(Box::new(Spans { caller, attempt }));
+        let spans = Some(Box::new(Spans { parent, attempt }));
         Self { spans }
     }
 
-    /// An attempt that waited begins, after so many others.
-    pub(crate) fn attempt<B>(&mut self, request: &Request<B>, resend_count: u32) {
-        if let Some(spans) = &mut self.spans {
-            spans.attempt = attempt_span!(request, parent: &spans.caller,);
-            if resend_count > 0 {
-                spans
-                    .attempt
-                    .record("http.request.resend_count", i64::from(resend_count));
+    #[inline]
+    pub(super) fn begin_attempt<B>(&mut self, request: &Request<B>, resend_count: u32) {
+        match &mut self.spans {
+            Some(spans) => spans.begin_attempt(request, resend_count),
+            None if resend_count == 0 => {
+                let attempt = attempt_span!(request,);
+                self.spans = (!attempt.is_disabled()).then(|| {
+                    let parent = Span::current();
+                    Box::new(Spans { parent, attempt })
+                });
             }
+            None => {}
         }
     }
 
-    /// Enters the span of the attempt, until what is returned is dropped.
     #[inline]
-    pub(crate) fn enter(&self) -> Option<Entered<'_>> {
+    pub(super) fn enter(&self) -> Option<Entered<'_>> {
         self.spans.as_ref().map(|spans| spans.attempt.enter())
     }
 
-    /// The attempt has ended with a response.
     #[inline]
-    pub(crate) fn answered(&mut self, status: StatusCode, failed: bool) {
+    pub(super) fn on_response(&mut self, status: StatusCode, failed: Option<Cause>) {
         if let Some(spans) = &mut self.spans {
-            spans.answered(status, failed);
+            spans.on_response(status, failed);
         }
     }
 
-    /// The attempt has ended with an inner error.
-    pub(crate) fn broke(&mut self, kind: FailureKind) {
+    pub(super) fn on_error(&mut self, cause: Cause) {
         if let Some(spans) = &mut self.spans {
-            spans.end_attempt(Some(kind.as_str()));
+            spans.end_attempt(Some(cause));
         }
     }
 
-    /// The request will be sent again.
-    pub(crate) fn retrying<C>(&self, policy: &RetryPolicy<C>, event: RetryEvent) {
-        policy.meter.retrying(&event);
-        self.in_caller(|| {
-            event.failure.with_str(|failure| {
-                tracing::debug!(
-                    target: TARGET,
-                    {
-                        "error.type" = failure,
-                        delay = ?event.delay,
-                        http.request.resend_count = i64::from(event.attempt),
-                    },
-                    "retrying"
-                );
-            });
-            if let Some(callback) = &policy.callbacks.on_retry {
-                callback(&event);
-            }
-        });
-    }
-
-    /// The call ends with a failure.
-    pub(crate) fn giving_up<C>(&self, policy: &RetryPolicy<C>, event: GiveUpEvent) {
-        policy.meter.giving_up(&event);
-        let GiveUpEvent { stop, outcome, .. } = event;
-        let surfaced = matches!(
-            stop,
-            GiveUpReason::NotRetryable | GiveUpReason::InvalidToken
-        );
-        self.in_caller(|| {
-            if surfaced && outcome.attempts == 1 {
-                giving_up!(Level::DEBUG, stop, outcome);
-            } else {
-                giving_up!(Level::WARN, stop, outcome);
-            }
-            if let Some(callback) = &policy.callbacks.on_give_up {
-                callback(&event);
-            }
-        });
-    }
-
-    fn in_caller(&self, report: impl FnOnce()) {
+    pub(super) fn in_parent_span(&self, report: impl FnOnce()) {
         match &self.spans {
-            Some(spans) => spans.caller.in_scope(report),
+            Some(spans) => spans.parent.in_scope(report),
             None => report(),
         }
     }
 }
 
-/// The method, where it is one of those that the conventions know.
-fn known(method: &Method) -> Option<&'static str> {
+impl Spans {
+    #[cold]
+    fn begin_attempt<B>(&mut self, request: &Request<B>, resend_count: u32) {
+        self.attempt = attempt_span!(request, parent: &self.parent,);
+        if resend_count > 0 {
+            self.attempt
+                .record("http.request.resend_count", i64::from(resend_count));
+        }
+    }
+
+    fn on_response(&mut self, status: StatusCode, failed: Option<Cause>) {
+        self.attempt
+            .record("http.response.status_code", i64::from(status.as_u16()));
+        self.end_attempt(failed);
+    }
+
+    fn end_attempt(&mut self, failed: Option<Cause>) {
+        if let Some(cause) = failed {
+            self.attempt.record("error.type", cause.error_type());
+            self.attempt.record("otel.status_code", "ERROR");
+        }
+        self.attempt = Span::none();
+    }
+}
+
+pub(super) fn retry_event(event: &RetryEvent<'_>) {
+    tracing::debug!(
+        target: TARGET,
+        {
+            "error.type" = event.failure.cause.error_type(),
+            delay = ?event.delay,
+            http.request.resend_count = i64::from(event.attempt),
+        },
+        "retrying"
+    );
+}
+
+pub(super) fn give_up_event(event: &GiveUpEvent<'_>) {
+    macro_rules! give_up_event {
+        ($level:expr) => {
+            tracing::event!(
+                target: TARGET,
+                $level,
+                give_up_reason = event.reason.as_str(),
+                attempts = i64::from(event.outcome.attempts),
+                total_delay = ?event.outcome.total_delay,
+                "giving up"
+            )
+        };
+    }
+
+    let final_failure = matches!(
+        event.reason,
+        GiveUpReason::NotRetryable | GiveUpReason::InvalidToken
+    );
+    if final_failure && event.outcome.attempts == 1 {
+        give_up_event!(Level::DEBUG);
+    } else {
+        give_up_event!(Level::WARN);
+    }
+}
+
+/// Returns the method if the semantic conventions know it.
+fn otel_method(method: &Method) -> Option<&'static str> {
     const KNOWN: [&str; 10] = [
         "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY",
     ];
     KNOWN.into_iter().find(|known| *known == method.as_str())
 }
 
-/// The host; an IPv6 address without the brackets that a URI needs.
-fn address<B>(request: &Request<B>) -> Option<&str> {
+/// Returns the host, an IPv6 address without the brackets of the URI.
+fn server_address<B>(request: &Request<B>) -> Option<&str> {
     let host = request.uri().host()?;
-    let address = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+    let address = host
+        .strip_prefix('[')
+        .and_then(|address| address.strip_suffix(']'));
     Some(address.unwrap_or(host))
 }
 
-fn port<B>(request: &Request<B>) -> Option<i64> {
+fn server_port<B>(request: &Request<B>) -> Option<i64> {
     let uri = request.uri();
     let port = uri.port_u16().or_else(|| match uri.scheme_str() {
         Some("http") => Some(80),
