@@ -19,7 +19,7 @@ use crate::{
     backoff::Delays,
     body::{PeekedBody, ReplayBody, ReplaySource, ResponseBody},
     budget::Withdrawal,
-    classify::{Retryability, RetryableFailure, invalid_token, transport},
+    classify::{FailureKind, Retryability, RetryableFailure, invalid_token, transport},
     outcome::{GiveUpReason, RetryOutcome},
     policy::{Decision, Failure, RequestOptions, RetryPolicy},
     rate_gate::{Acquire, Permit},
@@ -304,7 +304,7 @@ where
         let since = Instant::now();
         let failure = Reason::Error(kind);
         let failed = Failure {
-            was_handed_back: transport::is_graceful_goaway(&error),
+            was_handed_back: kind == FailureKind::NotSent && transport::is_graceful_goaway(&error),
             ..self.failure(failure, retryability, since)
         };
         match self.decide(failed) {
