@@ -1,4 +1,6 @@
-//! The server's hint: `Retry-After` (RFC 9110 §10.2.3).
+//! Parsing of `Retry-After` ([RFC 9110 §10.2.3]).
+//!
+//! [RFC 9110 §10.2.3]: https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3
 
 use std::time::{Duration, SystemTime};
 
@@ -7,16 +9,17 @@ use http::{
     header::{DATE, RETRY_AFTER},
 };
 
-/// How long the server asks to wait, counted from the response's arrival; `None` without a valid
-/// `Retry-After`.
+/// Returns the `Retry-After` of a response, measured from the arrival of its head; `None` without a
+/// valid header.
 ///
-/// Delay-seconds, or an HTTP-date in any of the three forms, relative to the response's own `Date`
-/// so that a wrong local clock does no harm, or to `now` without one. The past is zero, more
-/// seconds than fit are [`Duration::MAX`], and of several headers the longest counts.
+/// A value is a number of seconds or an HTTP-date in any of the three forms. A date is relative to the
+/// `Date` header of the response, which makes it independent of the local clock, or to `now` if there is
+/// none. A date in the past yields zero, and a number that overflows yields [`Duration::MAX`]. The
+/// longest of several headers is returned.
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let date = headers.get(DATE).and_then(http_date).unwrap_or(now);
-    let hints = headers.get_all(RETRY_AFTER).into_iter();
-    hints.filter_map(|hint| parse(hint, date)).max()
+    let values = headers.get_all(RETRY_AFTER).into_iter();
+    values.filter_map(|value| parse(value, date)).max()
 }
 
 fn parse(value: &HeaderValue, date: SystemTime) -> Option<Duration> {
@@ -39,7 +42,7 @@ mod tests {
 
     const DATE_TEXT: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 
-    fn hint(values: &[&str], date: Option<&str>, now: SystemTime) -> Option<Duration> {
+    fn parsed(values: &[&str], date: Option<&str>, now: SystemTime) -> Option<Duration> {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(RETRY_AFTER, HeaderValue::from_str(value).unwrap());
@@ -51,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn each_form_is_read_and_what_is_malformed_is_no_hint() {
+    fn seconds_and_dates_are_parsed_and_malformed_values_ignored() {
         let secs = |n| Some(Duration::from_secs(n));
         let table: &[(&str, Option<Duration>)] = &[
             ("0", secs(0)),
@@ -79,33 +82,33 @@ mod tests {
             ("Sun, 06 Nov 1994 08:49:99 GMT", None),
         ];
         for (text, expected) in table {
-            let found = hint(&[text], Some(DATE_TEXT), SystemTime::UNIX_EPOCH);
+            let found = parsed(&[text], Some(DATE_TEXT), SystemTime::UNIX_EPOCH);
             assert_eq!(found, *expected, "Retry-After: {text:?}");
         }
     }
 
     #[test]
-    fn a_date_counts_from_the_local_clock_only_without_a_valid_date_header() {
+    fn retry_date_is_relative_to_date_header_or_else_local_clock() {
         let now = httpdate::parse_http_date(DATE_TEXT).unwrap();
         let at = "Sun, 06 Nov 1994 08:49:47 GMT";
         let ten = Some(Duration::from_secs(10));
-        assert_eq!(hint(&[at], None, now), ten);
-        assert_eq!(hint(&[at], Some("yesterday"), now), ten);
-        assert_eq!(hint(&[at], Some(at), now), Some(Duration::ZERO));
+        assert_eq!(parsed(&[at], None, now), ten);
+        assert_eq!(parsed(&[at], Some("yesterday"), now), ten);
+        assert_eq!(parsed(&[at], Some(at), now), Some(Duration::ZERO));
     }
 
     #[test]
-    fn of_several_the_longest_valid_one_counts() {
+    fn multiple_headers_use_longest_valid() {
         let now = SystemTime::now();
         let two = Some(Duration::from_secs(2));
-        assert_eq!(hint(&["1", "2", "x"], None, now), two);
-        assert_eq!(hint(&["x", "y"], None, now), None);
-        assert_eq!(hint(&[], None, now), None);
+        assert_eq!(parsed(&["1", "2", "x"], None, now), two);
+        assert_eq!(parsed(&["x", "y"], None, now), None);
+        assert_eq!(parsed(&[], None, now), None);
     }
 
     proptest! {
         #[test]
-        fn no_value_panics(value in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn arbitrary_value_does_not_panic(value in proptest::collection::vec(any::<u8>(), 0..64)) {
             if let Ok(value) = HeaderValue::from_bytes(&value) {
                 let mut headers = HeaderMap::new();
                 headers.append(RETRY_AFTER, value.clone());
@@ -115,9 +118,9 @@ mod tests {
         }
 
         #[test]
-        fn a_formatted_date_is_read_back(now in 0u64..4_000_000_000, ahead in 0u64..1_000_000) {
+        fn formatted_date_round_trips(now in 0u64..4_000_000_000, ahead in 0u64..1_000_000) {
             let at = |secs| SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
-            let found = hint(
+            let found = parsed(
                 &[&httpdate::fmt_http_date(at(now + ahead))],
                 Some(&httpdate::fmt_http_date(at(now))),
                 at(0),

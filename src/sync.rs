@@ -1,4 +1,4 @@
-//! The primitives under the shared state: the standard library's, or loom's where it is checked.
+//! Synchronization primitives of the standard library, or of loom with `--cfg retry_loom`.
 
 #[cfg(not(retry_loom))]
 pub(crate) use std::sync::{

@@ -1,74 +1,80 @@
-//! What is kept of a request body.
+//! The buffer of a request body.
 
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-/// Data in order. Most bodies come in one piece, which takes no allocation.
+/// A queue of data chunks, which coalesces small ones.
+///
+/// Most bodies consist of one chunk, which takes no allocation.
 #[derive(Default)]
-pub(super) struct Frames {
+pub(super) struct ChunkBuffer {
     first: Option<Bytes>,
-    more: Option<Box<More>>,
+    overflow: Option<Box<Overflow>>,
 }
 
+/// The chunks after the first.
 #[derive(Default)]
-struct More {
-    frames: VecDeque<Bytes>,
-    /// Small data behind that, copied together, and no frame yet.
-    crumbs: BytesMut,
+struct Overflow {
+    chunks: VecDeque<Bytes>,
+    /// Coalesced small chunks after `chunks`, not yet frozen.
+    tail: BytesMut,
 }
 
-impl Frames {
+impl ChunkBuffer {
+    /// Returns the number of chunks, without the tail.
     pub(super) fn len(&self) -> usize {
-        let more = self.more.as_ref().map_or(0, |more| more.frames.len());
-        usize::from(self.first.is_some()) + more
+        let overflow = self.overflow.as_ref();
+        usize::from(self.first.is_some()) + overflow.map_or(0, |overflow| overflow.chunks.len())
     }
 
     pub(super) fn get(&self, index: usize) -> Option<&Bytes> {
         match index.checked_sub(usize::from(self.first.is_some())) {
             None => self.first.as_ref(),
-            Some(index) => self.more.as_ref()?.frames.get(index),
+            Some(index) => self.overflow.as_ref()?.chunks.get(index),
         }
     }
 
     pub(super) fn pop_front(&mut self) -> Option<Bytes> {
         self.first
             .take()
-            .or_else(|| self.more.as_mut()?.frames.pop_front())
+            .or_else(|| self.overflow.as_mut()?.chunks.pop_front())
     }
 
-    /// Keeps data as it is, unless there is much of it in small pieces: each would hold on to the buffer
-    /// that it is a part of, which may be large.
+    /// Appends data without a copy, or copies it to the tail if it is one of many small chunks: each of
+    /// those could keep a much larger allocation alive.
     pub(super) fn push(&mut self, data: &Bytes) {
-        const AS_THEY_ARE: usize = 16;
+        const MAX_UNCOALESCED_CHUNKS: usize = 16;
         const SMALL: usize = 4 * 1024;
 
-        if self.len() >= AS_THEY_ARE && data.len() < SMALL {
-            let more = self.more.get_or_insert_default();
-            more.crumbs.extend_from_slice(data);
+        if self.len() >= MAX_UNCOALESCED_CHUNKS && data.len() < SMALL {
+            let overflow = self.overflow.get_or_insert_default();
+            overflow.tail.extend_from_slice(data);
         } else if !data.is_empty() {
-            self.sweep();
+            self.flush_tail();
             match self.len() {
                 0 => self.first = Some(data.clone()),
                 _ => {
-                    let more = self.more.get_or_insert_default();
-                    more.frames.push_back(data.clone());
+                    let overflow = self.overflow.get_or_insert_default();
+                    overflow.chunks.push_back(data.clone());
                 }
             }
         }
     }
 
-    /// Makes a frame of the crumbs, if there are any.
-    pub(super) fn sweep(&mut self) {
-        let Some(more) = &mut self.more else { return };
-        if !more.crumbs.is_empty() {
-            more.frames.push_back(more.crumbs.split().freeze());
+    /// Freezes the tail, if there is one, into a chunk.
+    pub(super) fn flush_tail(&mut self) {
+        let Some(overflow) = &mut self.overflow else {
+            return;
+        };
+        if !overflow.tail.is_empty() {
+            overflow.chunks.push_back(overflow.tail.split().freeze());
         }
     }
 
-    pub(super) fn forget_crumbs(&mut self) {
-        if let Some(more) = &mut self.more {
-            more.crumbs = BytesMut::new();
+    pub(super) fn clear_tail(&mut self) {
+        if let Some(overflow) = &mut self.overflow {
+            overflow.tail = BytesMut::new();
         }
     }
 }
@@ -80,28 +86,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_are_a_queue_of_bytes(
+        fn push_and_pop_preserve_bytes(
             steps in proptest::collection::vec(
                 prop_oneof![3 => (0usize..6000).prop_map(Some), 1 => Just(None)],
                 0..60,
             ),
         ) {
-            let (mut frames, mut pushed, mut popped) = (Frames::default(), Vec::new(), Vec::new());
-            for (number, step) in steps.into_iter().enumerate() {
+            let mut buffer = ChunkBuffer::default();
+            let (mut pushed, mut popped) = (Vec::new(), Vec::new());
+            for (index, step) in steps.into_iter().enumerate() {
                 match step {
                     Some(length) => {
-                        let data = Bytes::from(vec![number as u8; length]);
-                        frames.push(&data);
+                        let data = Bytes::from(vec![index as u8; length]);
+                        buffer.push(&data);
                         pushed.extend_from_slice(&data);
                     }
-                    None => popped.extend(frames.pop_front().into_iter().flatten()),
+                    None => popped.extend(buffer.pop_front().into_iter().flatten()),
                 }
             }
-            frames.sweep();
-            for index in 0..frames.len() {
-                popped.extend_from_slice(frames.get(index).unwrap());
+            buffer.flush_tail();
+            for index in 0..buffer.len() {
+                popped.extend_from_slice(buffer.get(index).unwrap());
             }
-            prop_assert!(frames.get(frames.len()).is_none());
+            prop_assert!(buffer.get(buffer.len()).is_none());
             prop_assert!(popped == pushed);
         }
     }

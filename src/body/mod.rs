@@ -1,14 +1,16 @@
-//! The bodies on either side of the layer: the request's, which can be sent again, and the
-//! response's, which can be looked into and handed on whole.
+//! Request bodies that can be replayed, and response bodies that can be inspected before they are
+//! returned.
 
 mod replay;
+mod superseded;
 
 mod chunk_buffer;
 mod peek;
 mod response;
 
-pub use replay::{ReplayBody, Superseded};
+pub use replay::ReplayBody;
 pub use response::ResponseBody;
+pub use superseded::Superseded;
 
 pub(crate) use peek::PeekedBody;
 pub(crate) use replay::ReplaySource;

@@ -1,4 +1,4 @@
-//! Reads the start of a failed response's body so that nothing of it is lost.
+//! Buffering of the start of a response body.
 
 use std::{
     pin::Pin,
@@ -9,21 +9,21 @@ use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, SizeHint};
 
-/// A response body of which the start has been read.
+/// A response body whose start may be buffered.
 ///
-/// First [`poll_buffer`](Self::poll_buffer), then either [`poll_discard`](Self::poll_discard) or
-/// [`ResponseBody::from`](super::ResponseBody), which puts what was read in front of the rest.
+/// [`poll_buffer`](Self::poll_buffer) comes first, then either [`poll_discard`](Self::poll_discard) or
+/// [`ResponseBody::from`](super::ResponseBody), which yields the buffered bytes before the rest.
 pub(crate) struct PeekedBody<R: Body> {
-    pub(super) kept: Vec<u8>,
-    /// How many more frames without data are read, which no other limit bounds.
-    patience: usize,
-    /// The part beyond the limit of the frame that reached it.
-    pub(super) beyond: Bytes,
-    pub(super) rest: Rest<R>,
+    pub(super) buffered: Vec<u8>,
+    /// Number of empty frames to accept. The limit in bytes does not bound them.
+    empty_frames_left: usize,
+    /// The part of the last frame that exceeds the limit.
+    pub(super) overflow: Bytes,
+    pub(super) tail: Tail<R>,
 }
 
-/// What follows the bytes that have been read.
-pub(super) enum Rest<R: Body> {
+/// The part of a body after the data that has been read.
+pub(super) enum Tail<R: Body> {
     Unread(Pin<Box<R>>),
     Trailers(HeaderMap),
     Failed(R::Error, SizeHint),
@@ -34,88 +34,86 @@ impl<R: Body> PeekedBody<R> {
     pub(crate) fn new(body: R) -> Self {
         let mut peek = Self::empty();
         if !body.is_end_stream() {
-            peek.rest = Rest::Unread(Box::pin(body));
+            peek.tail = Tail::Unread(Box::pin(body));
         }
         peek
     }
 
     pub(crate) fn empty() -> Self {
         Self {
-            kept: Vec::new(),
-            patience: 1024,
-            beyond: Bytes::new(),
-            rest: Rest::Ended,
+            buffered: Vec::new(),
+            empty_frames_left: 1024,
+            overflow: Bytes::new(),
+            tail: Tail::Ended,
         }
     }
 
-    /// What has been kept.
     pub(crate) fn buffered(&self) -> &[u8] {
-        &self.kept
+        &self.buffered
     }
 
-    /// All that has been kept.
     pub(crate) fn into_buffered(self) -> Vec<u8> {
-        self.kept
+        self.buffered
     }
 
-    /// Whether the body ended where what is kept ends.
+    /// Returns whether the data of the whole body is buffered.
     pub(crate) fn is_complete(&self) -> bool {
-        self.beyond.is_empty()
-            && match &self.rest {
-                Rest::Unread(body) => body.is_end_stream(),
-                Rest::Failed(..) => false,
-                Rest::Trailers(_) | Rest::Ended => true,
+        self.overflow.is_empty()
+            && match &self.tail {
+                Tail::Unread(body) => body.is_end_stream(),
+                Tail::Failed(..) => false,
+                Tail::Trailers(_) | Tail::Ended => true,
             }
     }
 
-    /// Reads until `limit` bytes are kept or the body has ended.
+    /// Reads until `limit` bytes are buffered or the body has ended.
     pub(crate) fn poll_buffer(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<()> {
         let mut frames = 0;
-        while self.kept.len() < limit && self.patience > 0 {
-            ready!(give_way(cx, &mut frames));
+        while self.buffered.len() < limit && self.empty_frames_left > 0 {
+            ready!(poll_coop(cx, &mut frames));
             let Some(mut data) = ready!(self.poll_data(cx)) else {
                 break;
             };
-            let room = limit.saturating_sub(self.kept.len());
+            let room = limit.saturating_sub(self.buffered.len());
             let fits = data.split_to(room.min(data.len()));
             if fits.is_empty() {
-                self.patience -= 1;
+                self.empty_frames_left -= 1;
             }
-            self.kept.extend_from_slice(&fits);
-            self.beyond = data;
+            self.buffered.extend_from_slice(&fits);
+            self.overflow = data;
         }
         Poll::Ready(())
     }
 
-    /// Reads and drops until the body has ended or the `budget`, in bytes, is used up.
-    pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> Poll<()> {
-        *budget = budget.saturating_sub(self.beyond.len());
-        self.beyond = Bytes::new();
+    /// Reads and drops data until the body has ended or `remaining`, in bytes, is used up.
+    pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>, remaining: &mut usize) -> Poll<()> {
+        *remaining = remaining.saturating_sub(self.overflow.len());
+        self.overflow = Bytes::new();
         let mut frames = 0;
-        while *budget > 0 {
-            ready!(give_way(cx, &mut frames));
+        while *remaining > 0 {
+            ready!(poll_coop(cx, &mut frames));
             let Some(data) = ready!(self.poll_data(cx)) else {
                 break;
             };
-            // A frame without data costs too, or a stream of them would never end.
-            *budget = budget.saturating_sub(data.len().max(1));
+            // An empty frame counts as one byte, or an endless stream of them would never end.
+            *remaining = remaining.saturating_sub(data.len().max(1));
         }
         Poll::Ready(())
     }
 
-    /// The next data; `None` where there is no more, for whatever reason.
+    /// Polls the next data; `None` after the last, whether the body has ended or failed.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let Rest::Unread(body) = &mut self.rest else {
+        let Tail::Unread(body) = &mut self.tail else {
             return Poll::Ready(None);
         };
         let frame = match ready!(body.as_mut().poll_frame(cx)) {
             None => {
-                self.rest = Rest::Ended;
+                self.tail = Tail::Ended;
                 return Poll::Ready(None);
             }
             Some(Err(error)) => {
                 let hint = body.size_hint();
-                self.rest = Rest::Failed(error, hint);
+                self.tail = Tail::Failed(error, hint);
                 return Poll::Ready(None);
             }
             Some(Ok(frame)) => frame,
@@ -124,7 +122,7 @@ impl<R: Body> PeekedBody<R> {
             Ok(mut data) => Some(data.copy_to_bytes(data.remaining())),
             Err(frame) => match frame.into_trailers() {
                 Ok(trailers) => {
-                    self.rest = Rest::Trailers(trailers);
+                    self.tail = Tail::Trailers(trailers);
                     None
                 }
                 Err(_unknown) => Some(Bytes::new()),
@@ -133,13 +131,13 @@ impl<R: Body> PeekedBody<R> {
     }
 }
 
-/// Gives the thread back from time to time: a body that is always ready must not keep the task from
-/// looking at its timer.
-fn give_way(cx: &Context<'_>, frames: &mut u32) -> Poll<()> {
-    const AT_ONCE: u32 = 64;
+/// Yields to the runtime every 64 frames: otherwise a body that is always ready would keep the task
+/// from polling its timer.
+fn poll_coop(cx: &Context<'_>, frames: &mut u32) -> Poll<()> {
+    const FRAMES_PER_POLL: u32 = 64;
 
     *frames += 1;
-    if *frames <= AT_ONCE {
+    if *frames <= FRAMES_PER_POLL {
         return Poll::Ready(());
     }
     cx.waker().wake_by_ref();

@@ -1,10 +1,10 @@
-//! The request body: streamed by the first attempt while it is kept, sent again from what was kept.
+//! A replayable request body.
 //!
-//! All bodies made for one request share its source. At each moment one of them, that of the latest
-//! attempt, may read on; the others have been superseded and end with an error.
+//! All bodies created for one request share the caller's body, the source. At any time only the body
+//! of the latest attempt may read from it. The others are superseded and end with an error.
 
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
@@ -15,24 +15,26 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
 
-use super::chunk_buffer::Frames;
+use super::{chunk_buffer::ChunkBuffer, superseded::Superseded};
 
-/// The request body that the inner service sees.
+/// The request body that the inner service receives.
 ///
-/// It yields what the caller's body `B` yields, with `Data = Bytes` (no copy where `B`'s data is
-/// [`Bytes`] already) and `Error = BoxError` (the caller's error is inside). The first attempt
-/// streams from the source; what passes is kept, up to
-/// [`replay_limit`](crate::RetryPolicy::replay_limit) bytes, and a later attempt gets what was kept
-/// and then the rest of the source: the same bytes and trailers. Its `size_hint` is exact as soon as
-/// the source has ended. There is one exception: a body that has trailers and whose length was not
-/// known at first stays of unknown length, since HTTP/1.1 carries trailers only behind a chunked
-/// body.
+/// It yields the frames of the caller's body `B`, with `Data = Bytes` (without a copy if the data of
+/// `B` is [`Bytes`] already) and `Error = BoxError` (which holds the caller's error). The first attempt
+/// streams from `B`, and up to [`replay_limit`](crate::RetryPolicy::replay_limit) bytes are buffered.
+/// A retry replays the buffer and then reads on from `B`, which gives the same bytes and trailers.
 ///
-/// An attempt that still sends while the next one starts ends with the error [`Superseded`], never
-/// with a clean end, which a server would take for a complete upload. While a failed response is
-/// being read it is paused. An empty body costs nothing.
+/// The `size_hint` is exact once `B` has ended. The exception is a body that has trailers and whose
+/// length was unknown at first: its length stays unknown, since HTTP/1.1 sends trailers only after a
+/// chunked body.
 ///
-/// `B` has to be neither `Clone` nor `Unpin`. [`Default`] is the empty body.
+/// If an attempt is still sending when the next one starts, its body ends with the error
+/// [`Superseded`]. It never ends cleanly, which a server would take for a complete upload. The body is
+/// paused while the layer reads a failed response. An empty body takes no allocation.
+///
+/// `B` need not be `Clone` or `Unpin`. [`Default`] creates an empty body.
+///
+/// # Examples
 ///
 /// ```
 /// use bytes::Bytes;
@@ -40,53 +42,33 @@ use super::chunk_buffer::Frames;
 /// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 /// use tower_http_retry::ReplayBody;
 ///
-/// # #[tokio::main] async fn main() {
-/// // Where a type has to be written out, this is the body that the client under the layer sends.
+/// # #[tokio::main]
+/// # async fn main() {
+/// // A client under the layer sends `ReplayBody<B>` for the requests with the body `B`.
 /// let client: Client<_, ReplayBody<Full<Bytes>>> =
 ///     Client::builder(TokioExecutor::new()).build_http();
 /// # }
 /// ```
 pub struct ReplayBody<B> {
-    /// `None` where nothing is left to be sent.
-    source: Option<Arc<Source<B>>>,
-    /// [`UNREAD`] in the first attempt, until somebody reads from it. (A flag for that would share a word
-    /// with the turn, and a word that was stored in parts is slow to move.)
-    turn: u32,
+    /// `None` if nothing is left to send.
+    shared: Option<Arc<Shared<B>>>,
+    /// The generation of the attempt, or [`UNPOLLED`].
+    //
+    // PERF: a sentinel instead of a `bool` next to the generation. The two would share a word, and a
+    // word that is stored in parts is slow to move.
+    generation: u32,
 }
 
-/// The body is still as the caller made it: its source need not be asked.
-const UNREAD: u32 = 0;
-const FIRST_TURN: u32 = 1;
-
-/// The error that a request body ends with when another attempt has taken its place.
-///
-/// Only the client under the layer meets it, in the [`ReplayBody`] of an attempt that is over.
-///
-/// ```
-/// use tower::BoxError;
-/// use tower_http_retry::Superseded;
-///
-/// fn is_the_layers_own(error: &BoxError) -> bool {
-///     error.is::<Superseded>()
-/// }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Superseded;
-
-impl fmt::Display for Superseded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the request was given up, or is being sent by another attempt")
-    }
-}
-
-impl std::error::Error for Superseded {}
+/// The generation of the first body until it is polled: its size hint is that of the source, which need
+/// not be locked.
+const UNPOLLED: u32 = 0;
+const FIRST_GENERATION: u32 = 1;
 
 impl<B> Default for ReplayBody<B> {
     fn default() -> Self {
         Self {
-            source: None,
-            turn: FIRST_TURN,
+            shared: None,
+            generation: FIRST_GENERATION,
         }
     }
 }
@@ -94,7 +76,7 @@ impl<B> Default for ReplayBody<B> {
 impl<B> fmt::Debug for ReplayBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReplayBody")
-            .field("ended", &self.source.is_none())
+            .field("ended", &self.shared.is_none())
             .finish_non_exhaustive()
     }
 }
@@ -111,250 +93,255 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.turn == UNREAD {
-            self.turn = FIRST_TURN;
+        if self.generation == UNPOLLED {
+            self.generation = FIRST_GENERATION;
         }
-        let Some(source) = &self.source else {
+        let Some(shared) = &self.shared else {
             return Poll::Ready(None);
         };
-        let mut shared = lock(source);
-        let polled = shared.poll_frame(self.turn, cx);
-        // While it waits it keeps its place, from which it is woken.
-        let ended = polled.is_ready() && shared.has_sent_all(self.turn);
-        drop(shared);
+        let mut state = lock(shared);
+        let polled = state.poll_frame(self.generation, cx);
+        // A pending body stays attached, since its waker is registered in the state.
+        let ended = polled.is_ready() && state.is_exhausted(self.generation);
+        drop(state);
         if ended {
-            self.source = None;
+            self.shared = None;
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        // Only what it has seen itself: what has ended stays so, whoever supersedes it.
-        self.source.is_none()
+        // Depends on this body only: it must not change from `true` to `false` when superseded.
+        self.shared.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let Some(source) = &self.source else {
+        let Some(shared) = &self.shared else {
             return SizeHint::with_exact(0);
         };
-        if self.turn == UNREAD {
-            return source.hint;
+        if self.generation == UNPOLLED {
+            return shared.initial_hint;
         }
-        let shared = lock(source);
-        if shared.turn != self.turn || shared.failed {
+        let state = lock(shared);
+        if state.generation != self.generation || state.failed {
             return SizeHint::default();
         }
-        let kept = shared.pulled.saturating_sub(shared.sent);
+        let buffered = state.bytes_read.saturating_sub(state.bytes_sent);
         let mut hint = SizeHint::new();
-        match &shared.body {
+        match &state.body {
             Some(body) => {
-                let rest = body.size_hint();
-                hint.set_lower(kept.saturating_add(rest.lower()));
-                if let Some(upper) = rest.upper().and_then(|upper| kept.checked_add(upper)) {
+                let unread = body.size_hint();
+                hint.set_lower(buffered.saturating_add(unread.lower()));
+                if let Some(upper) = unread.upper().and_then(|upper| buffered.checked_add(upper)) {
                     hint.set_upper(upper);
                 }
             }
-            None if shared.trailers.is_some() && source.hint.exact().is_none() => {
-                hint.set_lower(kept)
+            None if state.trailers.is_some() && shared.initial_hint.exact().is_none() => {
+                hint.set_lower(buffered)
             }
-            None => hint.set_exact(kept),
+            None => hint.set_exact(buffered),
         }
         hint
     }
 }
 
-/// The layer's end of a request body, from which the body of each attempt is made.
+/// The handle from which the body of each attempt is created.
 ///
-/// Dropped before it was released, it ends an upload that is still under way.
+/// Dropping it before [`release`](Self::release) aborts an upload in flight.
 pub(crate) struct ReplaySource<B> {
-    source: Option<Arc<Source<B>>>,
+    shared: Option<Arc<Shared<B>>>,
 }
 
 impl<B: Body> ReplaySource<B> {
-    /// That of an empty body.
+    /// Creates the handle of an empty body.
     pub(crate) fn empty() -> Self {
-        Self { source: None }
+        Self { shared: None }
     }
 
-    /// Shares `body`, of which up to `limit` bytes are kept, with the first attempt.
+    /// Creates the handle of `body`, of which up to `limit` bytes are buffered, and the body of the
+    /// first attempt.
     pub(crate) fn new(body: B, limit: usize) -> (Self, ReplayBody<B>) {
         if body.is_end_stream() {
             return (Self::empty(), ReplayBody::default());
         }
-        let hint = body.size_hint();
-        let shared = Mutex::new(Shared {
-            // What is known to be too large is not kept at all.
-            limit: match usize::try_from(hint.lower()) {
+        let initial_hint = body.size_hint();
+        let state = Mutex::new(UploadState {
+            // A body that is known to exceed the limit is not buffered at all.
+            limit: match usize::try_from(initial_hint.lower()) {
                 Ok(lower) if lower <= limit => limit,
                 _ => 0,
             },
             body: Some(Box::pin(body)),
             failed: false,
-            kept: Frames::default(),
+            buffer: ChunkBuffer::default(),
             trailers: None,
-            pulled: 0,
-            incomplete: false,
-            turn: FIRST_TURN,
-            next: 0,
-            sent: 0,
+            bytes_read: 0,
+            capped: false,
+            generation: FIRST_GENERATION,
+            next_chunk: 0,
+            bytes_sent: 0,
             trailers_sent: false,
             paused: false,
             waker: None,
         });
-        let source = Arc::new(Source { hint, shared });
-        let upload = Self {
-            source: Some(source.clone()),
+        let shared = Arc::new(Shared {
+            initial_hint,
+            state,
+        });
+        let source = Self {
+            shared: Some(shared.clone()),
         };
         let first = ReplayBody {
-            source: Some(source),
-            turn: UNREAD,
+            shared: Some(shared),
+            generation: UNPOLLED,
         };
-        (upload, first)
+        (source, first)
     }
 
-    /// The body of the next attempt, after [`supersede`](Self::supersede).
+    /// Creates the body of the next attempt, after [`supersede`](Self::supersede).
     pub(crate) fn replay_body(&self) -> ReplayBody<B> {
-        let Some(source) = &self.source else {
+        let Some(shared) = &self.shared else {
             return ReplayBody::default();
         };
-        let shared = lock(source);
-        match shared.turn {
-            // What turned out to be empty is.
-            turn if shared.has_sent_all(turn) => ReplayBody::default(),
-            turn => ReplayBody {
-                source: Some(source.clone()),
-                turn,
+        let state = lock(shared);
+        match state.generation {
+            // The body turned out to be empty.
+            generation if state.is_exhausted(generation) => ReplayBody::default(),
+            generation => ReplayBody {
+                shared: Some(shared.clone()),
+                generation,
             },
         }
     }
 }
 
 impl<B> ReplaySource<B> {
-    /// Pauses the attempt under way; true where all of the body can be sent again.
+    /// Pauses the current attempt. Returns whether the whole body can be replayed.
     ///
-    /// Paused, it cannot outgrow the limit between the decision to retry and the retry.
+    /// The pause keeps the body within the limit between the decision to retry and the retry.
     pub(crate) fn pause(&self) -> bool {
-        let Some(source) = &self.source else {
+        let Some(shared) = &self.shared else {
             return true;
         };
-        let mut shared = lock(source);
-        shared.paused = true;
-        !shared.incomplete && !shared.failed
+        let mut state = lock(shared);
+        state.paused = true;
+        !state.capped && !state.failed
     }
 
-    /// Lets the attempt under way go on, as the last one: nothing is kept from now on.
+    /// Resumes the current attempt as the last one, and stops buffering.
     #[inline]
     pub(crate) fn release(&mut self) {
-        match self.source.take() {
-            // No attempt has it any longer.
-            Some(source) if Arc::strong_count(&source) == 1 => {}
-            Some(source) => Self::release_source(&source),
+        match self.shared.take() {
+            // The last reference: no attempt has the body any more.
+            Some(shared) if Arc::strong_count(&shared) == 1 => {}
+            Some(shared) => Self::release_shared(&shared),
             None => {}
         }
     }
 
-    fn release_source(source: &Source<B>) {
-        let mut shared = lock(source);
-        shared.paused = false;
-        shared.incomplete = true;
-        shared.kept.forget_crumbs();
-        let waker = shared.waker.take();
-        drop(shared);
+    fn release_shared(shared: &Shared<B>) {
+        let mut state = lock(shared);
+        state.paused = false;
+        state.capped = true;
+        state.buffer.clear_tail();
+        let waker = state.waker.take();
+        drop(state);
         wake(waker);
     }
 
-    /// Ends the attempt under way with an error, wherever it is.
+    /// Ends the body of the current attempt with an error, and rewinds for the next attempt.
     pub(crate) fn supersede(&self) {
-        let Some(source) = &self.source else { return };
-        let mut shared = lock(source);
-        shared.turn = shared.turn.wrapping_add(1);
-        shared.next = 0;
-        shared.sent = 0;
-        shared.trailers_sent = false;
-        shared.paused = false;
-        shared.kept.sweep();
-        let waker = shared.waker.take();
-        drop(shared);
+        let Some(shared) = &self.shared else { return };
+        let mut state = lock(shared);
+        state.generation = state.generation.wrapping_add(1);
+        state.next_chunk = 0;
+        state.bytes_sent = 0;
+        state.trailers_sent = false;
+        state.paused = false;
+        state.buffer.flush_tail();
+        let waker = state.waker.take();
+        drop(state);
         wake(waker);
     }
 
-    /// Whether the caller's own body raised an error.
+    /// Returns whether the caller's body failed.
     pub(crate) fn has_failed(&self) -> bool {
-        self.source.as_ref().is_some_and(|it| lock(it).failed)
+        self.shared
+            .as_ref()
+            .is_some_and(|shared| lock(shared).failed)
     }
 }
 
 impl<B> Drop for ReplaySource<B> {
     #[inline]
     fn drop(&mut self) {
-        if self.source.is_some() {
+        if self.shared.is_some() {
             self.supersede();
         }
     }
 }
 
-/// What the attempts of one request share.
-struct Source<B> {
-    /// Of the caller's body, before anybody read from it.
-    hint: SizeHint,
-    shared: Mutex<Shared<B>>,
+/// The data that all attempts of one request share.
+struct Shared<B> {
+    /// The size hint of the caller's body before the first poll.
+    initial_hint: SizeHint,
+    state: Mutex<UploadState<B>>,
 }
 
-struct Shared<B> {
-    /// The caller's body; `None` once it has ended or failed.
+struct UploadState<B> {
+    /// The caller's body; `None` after it has ended or failed.
     body: Option<Pin<Box<B>>>,
-    /// The caller's body raised an error (or panicked).
+    /// The caller's body returned an error or panicked.
     failed: bool,
-    /// Data in order; where `incomplete`, what is still to be sent of it.
-    kept: Frames,
-    /// In a box, since few have any.
+    /// The data read so far; if `capped`, only the part that is not sent yet.
+    buffer: ChunkBuffer,
+    /// Boxed: rarely present.
     trailers: Option<Box<HeaderMap>>,
-    /// How many bytes have come from the source.
-    pulled: u64,
+    bytes_read: u64,
     limit: usize,
-    /// Something that came from the source is not kept, or no longer.
-    incomplete: bool,
-    /// The attempt that may read.
-    turn: u32,
-    /// How many of the kept frames it has sent.
-    next: usize,
-    /// How many bytes it has sent.
-    sent: u64,
+    /// The buffer does not hold, or will not hold, all data read.
+    capped: bool,
+    /// The generation of the current attempt. The fields below belong to that attempt.
+    generation: u32,
+    /// Number of buffered chunks sent.
+    next_chunk: usize,
+    bytes_sent: u64,
     trailers_sent: bool,
     paused: bool,
-    /// The task of the attempt that found nothing to send.
+    /// The waker of a body that is pending.
     waker: Option<Waker>,
 }
 
-impl<B> Shared<B> {
-    /// The kept frame that is to be sent next.
-    fn replay(&mut self) -> Option<Bytes> {
-        let data = if self.incomplete {
-            // Nobody needs what has been sent.
-            for _ in 0..std::mem::take(&mut self.next) {
-                self.kept.pop_front();
+impl<B> UploadState<B> {
+    /// Returns the next buffered chunk of the current attempt.
+    fn next_buffered(&mut self) -> Option<Bytes> {
+        let data = if self.capped {
+            // There is no replay: drop what has been sent.
+            for _ in 0..mem::take(&mut self.next_chunk) {
+                self.buffer.pop_front();
             }
-            self.kept.pop_front()?
+            self.buffer.pop_front()?
         } else {
-            let data = self.kept.get(self.next)?.clone();
-            self.next += 1;
+            let data = self.buffer.get(self.next_chunk)?.clone();
+            self.next_chunk += 1;
             data
         };
-        self.sent += data.len() as u64;
+        self.bytes_sent += data.len() as u64;
         Some(data)
     }
 
-    fn keep(&mut self, data: &Bytes) {
-        let fits = u64::try_from(self.limit).is_ok_and(|limit| self.pulled <= limit);
-        if !self.incomplete && fits {
-            self.kept.push(data);
+    /// Buffers data if all data up to now fits the limit.
+    fn push(&mut self, data: &Bytes) {
+        let fits = u64::try_from(self.limit).is_ok_and(|limit| self.bytes_read <= limit);
+        if !self.capped && fits {
+            self.buffer.push(data);
         } else {
-            self.incomplete = true;
-            self.kept = Frames::default();
+            self.capped = true;
+            self.buffer = ChunkBuffer::default();
         }
     }
 
-    fn park(&mut self, cx: &Context<'_>) {
+    fn register(&mut self, cx: &Context<'_>) {
         match &mut self.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             None => self.waker = Some(cx.waker().clone()),
@@ -362,34 +349,34 @@ impl<B> Shared<B> {
     }
 }
 
-impl<B: Body> Shared<B> {
-    /// Whether the attempt of that turn has sent all that there is.
-    fn has_sent_all(&self, turn: u32) -> bool {
-        self.turn == turn
+impl<B: Body> UploadState<B> {
+    /// Returns whether the attempt of this generation is current and has sent the whole body.
+    fn is_exhausted(&self, generation: u32) -> bool {
+        self.generation == generation
             && !self.failed
-            && self.sent == self.pulled
+            && self.bytes_sent == self.bytes_read
             && (self.trailers_sent || self.trailers.is_none())
             && body_ended(&self.body)
     }
 }
 
-impl<B> Shared<B>
+impl<B> UploadState<B>
 where
     B: Body,
     B::Error: Into<BoxError>,
 {
     fn poll_frame(
         &mut self,
-        turn: u32,
+        generation: u32,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.turn != turn {
+        if self.generation != generation {
             return Poll::Ready(Some(Err(Superseded.into())));
         }
         if self.failed {
             return Poll::Ready(Some(Err("the request body has failed".into())));
         }
-        if let Some(data) = self.replay() {
+        if let Some(data) = self.next_buffered() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if self.trailers_sent {
@@ -402,7 +389,7 @@ where
         self.poll_source(cx)
     }
 
-    /// Reads on; what comes is kept as far as it may be.
+    /// Polls the caller's body, and buffers its data up to the limit.
     fn poll_source(
         &mut self,
         cx: &mut Context<'_>,
@@ -412,19 +399,19 @@ where
                 return Poll::Ready(None);
             };
             if self.paused {
-                self.park(cx);
+                self.register(cx);
                 return Poll::Pending;
             }
             let frame = match body.as_mut().poll_frame(cx) {
                 Poll::Pending => {
-                    self.park(cx);
+                    self.register(cx);
                     return Poll::Pending;
                 }
                 Poll::Ready(Some(Ok(frame))) => frame,
                 Poll::Ready(Some(Err(error))) => {
                     self.failed = true;
                     self.body = None;
-                    self.kept = Frames::default();
+                    self.buffer = ChunkBuffer::default();
                     return Poll::Ready(Some(Err(error.into())));
                 }
                 Poll::Ready(None) => {
@@ -435,10 +422,10 @@ where
             let frame = match frame.into_data() {
                 Ok(mut data) => {
                     let data = data.copy_to_bytes(data.remaining());
-                    self.pulled = self.pulled.saturating_add(data.len() as u64);
-                    self.keep(&data);
-                    self.next = self.kept.len();
-                    self.sent = self.pulled;
+                    self.bytes_read = self.bytes_read.saturating_add(data.len() as u64);
+                    self.push(&data);
+                    self.next_chunk = self.buffer.len();
+                    self.bytes_sent = self.bytes_read;
                     if body_ended(&self.body) {
                         self.body = None;
                     }
@@ -463,13 +450,13 @@ fn body_ended<B: Body>(body: &Option<Pin<Box<B>>>) -> bool {
     body.as_ref().is_none_or(|body| body.is_end_stream())
 }
 
-fn lock<B>(source: &Source<B>) -> MutexGuard<'_, Shared<B>> {
-    source.shared.lock().unwrap_or_else(|poisoned| {
-        // The caller's body panicked: what it would yield now is anybody's guess.
-        let mut shared = poisoned.into_inner();
-        shared.failed = true;
-        shared.body = None;
-        shared
+fn lock<B>(shared: &Shared<B>) -> MutexGuard<'_, UploadState<B>> {
+    shared.state.lock().unwrap_or_else(|poisoned| {
+        // The caller's body panicked: its state is unknown.
+        let mut state = poisoned.into_inner();
+        state.failed = true;
+        state.body = None;
+        state
     })
 }
 

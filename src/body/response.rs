@@ -1,4 +1,4 @@
-//! The response body that the caller sees.
+//! The response body of the layer.
 
 use std::{
     fmt, mem,
@@ -10,31 +10,35 @@ use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::peek::{PeekedBody, Rest};
+use super::peek::{PeekedBody, Tail};
 
 pin_project! {
-    /// The response body that the caller sees: the inner service's body `R`, whole.
+    /// The response body that the caller receives: the whole body `R` of the inner service.
     ///
-    /// Most are passed through unread. Where the start of a failed response was read to look for
-    /// `invalid_token`, it is put back in front of the rest, with the trailers or the error that the
-    /// reading met; `size_hint` and `is_end_stream` tell of both parts. `Data` is [`Bytes`] (no copy
-    /// where `R`'s data is that already), the error type is `R`'s own.
+    /// Most bodies pass through untouched. If the layer has read the start of a failed response to
+    /// look for `invalid_token`, this body yields that start first, then the rest. Trailers and errors
+    /// are preserved, and `size_hint` and `is_end_stream` account for both parts. `Data` is [`Bytes`]
+    /// (without a copy if the data of `R` is [`Bytes`] already); the error type is that of `R`.
+    ///
+    /// # Examples
     ///
     /// ```
+    /// use bytes::Bytes;
     /// use http::{Request, Response};
     /// use http_body_util::{BodyExt, Empty, Full};
-    /// use bytes::Bytes;
     /// use tower::{Layer, ServiceExt, service_fn};
     /// use tower_http_retry::{ReplayBody, ResponseBody, RetryLayer, RetryPolicy};
     ///
-    /// # #[tokio::main] async fn main() {
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let inner = service_fn(async |_: Request<ReplayBody<Empty<Bytes>>>| {
     ///     Ok::<_, std::io::Error>(Response::new(Full::<Bytes>::from("hello")))
     /// });
     /// let client = RetryLayer::new(RetryPolicy::new()).layer(inner);
     /// let response: Response<ResponseBody<Full<Bytes>>> =
-    ///     client.oneshot(Request::new(Empty::new())).await.unwrap();
-    /// assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
+    ///     client.oneshot(Request::new(Empty::new())).await?;
+    /// assert_eq!(response.into_body().collect().await?.to_bytes(), "hello");
+    /// # Ok(())
     /// # }
     /// ```
     pub struct ResponseBody<R>
@@ -52,8 +56,8 @@ pin_project! {
     where
         R: Body,
     {
-        Unread { #[pin] body: R },
-        // Rare and large: in a box, it makes no other response larger.
+        Passthrough { #[pin] body: R },
+        // Boxed: rare and large.
         Peeked { peek: Box<PeekedBody<R>> },
     }
 }
@@ -63,9 +67,9 @@ impl<R: Body> ResponseBody<R> {
         PeekedBody::empty().into()
     }
 
-    /// A body that nobody has read from.
+    /// Wraps a body that has not been read from.
     pub(crate) fn passthrough(body: R) -> Self {
-        let inner = Inner::Unread { body };
+        let inner = Inner::Passthrough { body };
         Self { inner }
     }
 }
@@ -99,21 +103,21 @@ impl<R: Body> Body for ResponseBody<R> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, R::Error>>> {
         match self.project().inner.project() {
-            InnerProj::Unread { body } => body.poll_frame(cx).map_ok(into_bytes),
+            InnerProj::Passthrough { body } => body.poll_frame(cx).map_ok(into_bytes),
             InnerProj::Peeked { peek } => peek.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.inner {
-            Inner::Unread { body } => body.is_end_stream(),
+            Inner::Passthrough { body } => body.is_end_stream(),
             Inner::Peeked { peek } => peek.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
-            Inner::Unread { body } => body.size_hint(),
+            Inner::Passthrough { body } => body.size_hint(),
             Inner::Peeked { peek } => peek.size_hint(),
         }
     }
@@ -121,52 +125,52 @@ impl<R: Body> Body for ResponseBody<R> {
 
 impl<R: Body> PeekedBody<R> {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, R::Error>>> {
-        if !self.kept.is_empty() {
-            let kept = mem::take(&mut self.kept).into();
-            return Poll::Ready(Some(Ok(Frame::data(kept))));
+        if !self.buffered.is_empty() {
+            let buffered = mem::take(&mut self.buffered).into();
+            return Poll::Ready(Some(Ok(Frame::data(buffered))));
         }
-        if !self.beyond.is_empty() {
-            let beyond = mem::take(&mut self.beyond);
-            return Poll::Ready(Some(Ok(Frame::data(beyond))));
+        if !self.overflow.is_empty() {
+            let overflow = mem::take(&mut self.overflow);
+            return Poll::Ready(Some(Ok(Frame::data(overflow))));
         }
-        if let Rest::Unread(body) = &mut self.rest {
+        if let Tail::Unread(body) = &mut self.tail {
             return body.as_mut().poll_frame(cx).map_ok(into_bytes);
         }
-        Poll::Ready(match mem::replace(&mut self.rest, Rest::Ended) {
-            Rest::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
-            Rest::Failed(error, _) => Some(Err(error)),
-            Rest::Unread(_) | Rest::Ended => None,
+        Poll::Ready(match mem::replace(&mut self.tail, Tail::Ended) {
+            Tail::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
+            Tail::Failed(error, _) => Some(Err(error)),
+            Tail::Unread(_) | Tail::Ended => None,
         })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.put_back() == 0
-            && match &self.rest {
-                Rest::Unread(body) => body.is_end_stream(),
-                Rest::Trailers(_) | Rest::Failed(..) => false,
-                Rest::Ended => true,
+        self.buffered_len() == 0
+            && match &self.tail {
+                Tail::Unread(body) => body.is_end_stream(),
+                Tail::Trailers(_) | Tail::Failed(..) => false,
+                Tail::Ended => true,
             }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let rest = match &self.rest {
-            Rest::Unread(body) => body.size_hint(),
-            Rest::Failed(_, hint) => *hint,
-            Rest::Trailers(_) | Rest::Ended => SizeHint::with_exact(0),
+        let tail = match &self.tail {
+            Tail::Unread(body) => body.size_hint(),
+            Tail::Failed(_, hint) => *hint,
+            Tail::Trailers(_) | Tail::Ended => SizeHint::with_exact(0),
         };
         let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower().saturating_add(self.put_back()));
-        if let Some(upper) = rest
+        hint.set_lower(tail.lower().saturating_add(self.buffered_len()));
+        if let Some(upper) = tail
             .upper()
-            .and_then(|upper| upper.checked_add(self.put_back()))
+            .and_then(|upper| upper.checked_add(self.buffered_len()))
         {
             hint.set_upper(upper);
         }
         hint
     }
 
-    fn put_back(&self) -> u64 {
-        (self.kept.len() + self.beyond.len()) as u64
+    fn buffered_len(&self) -> u64 {
+        (self.buffered.len() + self.overflow.len()) as u64
     }
 }
 

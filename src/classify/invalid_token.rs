@@ -1,4 +1,6 @@
-//! The authentication error `invalid_token`: in a header (RFC 6750 §3.1), or in the error object.
+//! Detection of the error `invalid_token`, in a header ([RFC 6750 §3.1]) or in a JSON body.
+//!
+//! [RFC 6750 §3.1]: https://www.rfc-editor.org/rfc/rfc6750#section-3.1
 
 use std::{borrow::Cow, fmt};
 
@@ -14,18 +16,18 @@ use serde_json::value::RawValue;
 
 const INVALID_TOKEN: &str = "invalid_token";
 
-/// Whether a `WWW-Authenticate` header has a challenge with `error="invalid_token"`.
+/// Returns whether a `WWW-Authenticate` header has a challenge with `error="invalid_token"`.
 pub(crate) fn in_headers(headers: &HeaderMap) -> bool {
     let challenges = headers.get_all(WWW_AUTHENTICATE).into_iter();
     challenges
         .map(|value| value.as_bytes())
-        .any(|value| Parameters { rest: value }.any(names_it))
+        .any(|value| Parameters { rest: value }.any(is_invalid_token))
 }
 
-/// Whether a body that starts with `body` is a JSON object with `"error": "invalid_token"`.
+/// Returns whether a body that starts with `body` is a JSON object with `"error": "invalid_token"`.
 ///
-/// `headers` are the response's: a compressed body is not taken for JSON. Of the object only that key is
-/// read, so that nothing in the rest can hide it; what is cut off behind it changes nothing.
+/// `headers` are those of the response: a compressed body is not parsed. Only the key `error` is read,
+/// and the body may be truncated after it.
 pub(crate) fn in_body(headers: &HeaderMap, body: &[u8]) -> bool {
     let Some(text) = json_text(headers, body) else {
         return false;
@@ -39,7 +41,7 @@ pub(crate) fn in_body(headers: &HeaderMap, body: &[u8]) -> bool {
     }
 }
 
-/// The text of a body that may be JSON.
+/// Returns the body without a byte order mark; `None` if it is compressed.
 pub(crate) fn json_text<'a>(headers: &HeaderMap, body: &'a [u8]) -> Option<&'a [u8]> {
     const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -47,11 +49,11 @@ pub(crate) fn json_text<'a>(headers: &HeaderMap, body: &'a [u8]) -> Option<&'a [
     let mut codings = values
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .map(|coding| coding.trim_ascii());
-    let plain = codings.all(|it| it.is_empty() || it.eq_ignore_ascii_case(b"identity"));
+    let plain = codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"));
     plain.then(|| body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body))
 }
 
-/// Reads an error object, and notes whether the last `error` so far says so.
+/// Reads a JSON object. Sets the flag to whether the last `error` so far is `invalid_token`.
 struct ErrorObject<'a>(&'a mut bool);
 
 impl<'de> Visitor<'de> for ErrorObject<'_> {
@@ -75,11 +77,12 @@ impl<'de> Visitor<'de> for ErrorObject<'_> {
     }
 }
 
-fn names_it((name, value): (&[u8], Vec<u8>)) -> bool {
+fn is_invalid_token((name, value): (&[u8], Vec<u8>)) -> bool {
     name.eq_ignore_ascii_case(b"error") && value == INVALID_TOKEN.as_bytes()
 }
 
-/// The `name=value` pairs of a list of challenges (RFC 9110 §11.6.1), whatever their schemes.
+/// An iterator over the `name=value` parameters of a list of challenges, of any scheme
+/// ([RFC 9110 §11.6.1](https://www.rfc-editor.org/rfc/rfc9110#section-11.6.1)).
 struct Parameters<'a> {
     rest: &'a [u8],
 }
@@ -89,25 +92,25 @@ impl<'a> Iterator for Parameters<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            self.skip(|byte| matches!(byte, b' ' | b'\t' | b','));
-            let name = self.take(is_token);
+            self.skip_while(|byte| matches!(byte, b' ' | b'\t' | b','));
+            let name = self.take_while(is_token_char);
             if name.is_empty() {
-                // Not a token: a quoted string out of place, or the `=` that pads a token68.
+                // Not a token: a misplaced quoted string, or the `=` that pads a token68.
                 match *self.rest.first()? {
-                    b'"' => drop(self.quoted()),
+                    b'"' => drop(self.take_quoted()),
                     _ => self.rest = self.rest.get(1..)?,
                 }
                 continue;
             }
-            self.skip(|byte| matches!(byte, b' ' | b'\t'));
+            self.skip_while(|byte| matches!(byte, b' ' | b'\t'));
             let Some(value) = self.rest.strip_prefix(b"=") else {
-                continue; // a scheme
+                continue; // The name was a scheme.
             };
             self.rest = value;
-            self.skip(|byte| matches!(byte, b' ' | b'\t'));
+            self.skip_while(|byte| matches!(byte, b' ' | b'\t'));
             let value = match self.rest.first() {
-                Some(b'"') => self.quoted(),
-                _ => self.take(is_token).to_vec(),
+                Some(b'"') => self.take_quoted(),
+                _ => self.take_while(is_token_char).to_vec(),
             };
             return Some((name, value));
         }
@@ -115,19 +118,19 @@ impl<'a> Iterator for Parameters<'a> {
 }
 
 impl<'a> Parameters<'a> {
-    fn skip(&mut self, wanted: fn(u8) -> bool) {
-        self.take(wanted);
+    fn skip_while(&mut self, predicate: fn(u8) -> bool) {
+        self.take_while(predicate);
     }
 
-    fn take(&mut self, wanted: fn(u8) -> bool) -> &'a [u8] {
-        let end = self.rest.iter().position(|byte| !wanted(*byte));
+    fn take_while(&mut self, predicate: fn(u8) -> bool) -> &'a [u8] {
+        let end = self.rest.iter().position(|byte| !predicate(*byte));
         let (taken, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
         self.rest = rest;
         taken
     }
 
-    /// Takes the quoted string that `rest` starts with; an open one goes to the end.
-    fn quoted(&mut self) -> Vec<u8> {
+    /// Takes the quoted string at the start of `rest`; an unterminated one extends to the end.
+    fn take_quoted(&mut self) -> Vec<u8> {
         let mut value = Vec::new();
         let mut bytes = self.rest.iter();
         bytes.next();
@@ -143,7 +146,7 @@ impl<'a> Parameters<'a> {
     }
 }
 
-fn is_token(byte: u8) -> bool {
+fn is_token_char(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
@@ -159,8 +162,8 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_read_as_the_grammar_has_it() {
-        let says: &[&[u8]] = &[
+    fn header_is_parsed_by_the_grammar_of_challenges() {
+        let reported: &[&[u8]] = &[
             br#"Bearer error="invalid_token""#,
             br#"bearer realm="a, b", ERROR = "invalid_token", error_description="gone""#,
             br"Bearer error=invalid_token",
@@ -169,14 +172,14 @@ mod tests {
             br#"Bearer error="invalid\_token""#,
             b"Bearer realm=\"\xe4\", error=\"invalid_token\"",
         ];
-        for value in says {
+        for value in reported {
             assert!(
                 in_headers(&headers(WWW_AUTHENTICATE, &[value])),
                 "{}",
                 value.escape_ascii()
             );
         }
-        let does_not: &[&[u8]] = &[
+        let not_reported: &[&[u8]] = &[
             b"",
             b"Bearer",
             b"invalid_token",
@@ -188,7 +191,7 @@ mod tests {
             br#"Bearer x-error="invalid_token""#,
             br#"Bearer "error="invalid_token"#,
         ];
-        for value in does_not {
+        for value in not_reported {
             assert!(
                 !in_headers(&headers(WWW_AUTHENTICATE, &[value])),
                 "{}",
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_body_is_read_as_an_error_object() {
+    fn body_is_parsed_as_json_object() {
         let real = br#"{"code":"unauthorized.bad_access_token.expired","error":"invalid_token",
             "error_description":"Access token has expired","message":"Unauthorised"}"#;
         assert!(in_body(&HeaderMap::new(), real));
@@ -211,21 +214,21 @@ mod tests {
             &HeaderMap::new(),
             br#" { "error" : "invalid\u005ftoken" } "#
         ));
-        for hard in [
+        for body in [
             "\u{feff}{\"error\":\"invalid_token\"}",
             r#"{"x":1e999,"error":"invalid_token"}"#,
             r#"{"x":"\ud800","error":"invalid_token"}"#,
             r#"{"error":"other","error":"invalid_token"}"#,
-            // Cut off.
+            // Truncated.
             r#"{"error":"invalid_token""#,
             r#"{"error":"invalid_token","trace":"at"#,
             r#"{"error":"invalid_token","more":[{"#,
         ] {
-            assert!(in_body(&HeaderMap::new(), hard.as_bytes()), "{hard}");
+            assert!(in_body(&HeaderMap::new(), body.as_bytes()), "{body}");
         }
         let deep = [b"[".repeat(4096), b"]".repeat(4096)].concat();
         let deep_error = [b"{\"error\":".to_vec(), deep.clone(), b"}".to_vec()].concat();
-        let does_not: &[&[u8]] = &[
+        let not_reported: &[&[u8]] = &[
             b"",
             b"invalid_token",
             br#""invalid_token""#,
@@ -245,13 +248,13 @@ mod tests {
             &deep,
             &deep_error,
         ];
-        for body in does_not {
+        for body in not_reported {
             assert!(!in_body(&HeaderMap::new(), body), "{}", body.escape_ascii());
         }
     }
 
     #[test]
-    fn a_compressed_body_is_not_taken_for_json() {
+    fn compressed_body_is_not_parsed() {
         let body = br#"{"error":"invalid_token"}"#;
         for (codings, expected) in [
             (&[b"gzip" as &[u8]] as &[&[u8]], false),
@@ -267,14 +270,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_header_makes_it_panic_or_spin(value in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_header_terminates_without_panic(value in proptest::collection::vec(any::<u8>(), 0..200)) {
             if HeaderValue::from_bytes(&value).is_ok() {
                 in_headers(&headers(WWW_AUTHENTICATE, &[&value]));
             }
         }
 
         #[test]
-        fn a_parameter_is_found_among_others(
+        fn error_parameter_is_found_among_others(
             before in "[a-z]{1,8} [a-z]{1,8}=\"[^\"\\\\]{0,20}\", ",
             after in "(, [a-z]{1,8}=[a-z]{1,8}){0,3}",
         ) {

@@ -1,8 +1,11 @@
-//! What happened: the documented error contract, as a classifier. What to do about it is decided in
-//! [`RetryPolicy`](crate::RetryPolicy).
+//! Failure classification.
 
 pub(crate) mod invalid_token;
 pub(crate) mod transport;
+
+mod kind;
+
+pub use kind::FailureKind;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -14,20 +17,24 @@ use tower_http::classify::{
 
 use crate::invalid_config::InvalidConfig;
 
-/// The documented contract of the Mondo (later Monzo) bank API, as a classifier.
+/// A classifier for the documented error contract of the Mondo (later Monzo) bank API.
 ///
 /// | status | kind | retryability |
 /// | --- | --- | --- |
-/// | 400, 401, 403, 404, 405, 406, other 4xx | one each, or [`ClientError`](FailureKind::ClientError) | never |
-/// | 429 | [`TooManyRequests`](FailureKind::TooManyRequests) | always: it was refused before it was processed |
+/// | 400, 401, 403, 404, 405, 406 | one each | never |
+/// | other 4xx | [`ClientError`](FailureKind::ClientError) | never |
+/// | 429 | [`TooManyRequests`](FailureKind::TooManyRequests) | always: it was rejected before it was processed |
 /// | 500, 504 | [`InternalServerError`](FailureKind::InternalServerError), [`GatewayTimeout`](FailureKind::GatewayTimeout) | if idempotent |
 /// | other 5xx | [`ServerError`](FailureKind::ServerError) | never |
-/// | 4xx or 5xx with `WWW-Authenticate: … error="invalid_token"` (RFC 6750 §3) | [`InvalidToken`](FailureKind::InvalidToken) | never |
+/// | 4xx or 5xx with `WWW-Authenticate: … error="invalid_token"` ([RFC 6750 §3](https://www.rfc-editor.org/rfc/rfc6750#section-3)) | [`InvalidToken`](FailureKind::InvalidToken) | never |
 ///
-/// Every other status is a success. An inner error is read as [`FailureKind`] tells.
+/// Any other status is a success. Errors of the inner service are classified as described at
+/// [`FailureKind`].
 ///
-/// It is both a [`ClassifyResponse`] and its own [`MakeClassifier`], so that the same value drives
-/// this crate's layer and tower-http's `TraceLayer`:
+/// It is both a [`ClassifyResponse`] and its own [`MakeClassifier`]. The same value can therefore be
+/// given to this crate's layer and to tower-http's `TraceLayer`.
+///
+/// # Examples
 ///
 /// ```
 /// use http::StatusCode;
@@ -35,33 +42,34 @@ use crate::invalid_config::InvalidConfig;
 /// use tower_http::trace::TraceLayer;
 /// use tower_http_retry::{ApiErrorsAsFailures, Retryability, RetryLayer, RetryPolicy};
 ///
-/// # fn main() -> Result<(), tower_http_retry::InvalidConfig> {
-/// let contract = ApiErrorsAsFailures::new()
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let classifier = ApiErrorsAsFailures::new()
 ///     .classify_status(StatusCode::BAD_GATEWAY, Retryability::IfIdempotent)?;
 ///
 /// let stack = ServiceBuilder::new()
-///     .layer(RetryLayer::new(RetryPolicy::new().classifier(contract.clone())))
-///     .layer(TraceLayer::new(contract)); // sees each attempt
+///     .layer(RetryLayer::new(RetryPolicy::new().classifier(classifier.clone())))
+///     // Below the retries, it traces each attempt.
+///     .layer(TraceLayer::new(classifier));
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiErrorsAsFailures {
-    /// What differs from the contract: shared, since each attempt has a classifier of its own.
-    named: Option<Arc<BTreeMap<StatusCode, Retryability>>>,
+    /// Differences from the contract. In an `Arc`, since the classifier is cloned for each attempt.
+    overrides: Option<Arc<BTreeMap<StatusCode, Retryability>>>,
 }
 
 impl ApiErrorsAsFailures {
-    /// The contract as documented.
+    /// Creates a classifier for the contract as documented.
     pub fn new() -> Self {
-        Self { named: None }
+        Self { overrides: None }
     }
 
-    /// Says for one status whether it is to be retried, in place of the contract's own word.
+    /// Overrides the retryability of a status.
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] where `status` is not a 4xx or 5xx: no other status is a failure.
+    /// Returns [`InvalidConfig`] if `status` is not a 4xx or 5xx: no other status is a failure.
     pub fn classify_status(
         mut self,
         status: StatusCode,
@@ -71,24 +79,27 @@ impl ApiErrorsAsFailures {
             let key = format!("classify_status.{}", status.as_u16());
             return Err(InvalidConfig::new(key, "not a 4xx or 5xx status"));
         }
-        let mut named = self.named.take().unwrap_or_default();
-        let differing = Arc::make_mut(&mut named);
-        if retryability == Self::contract(status) {
-            differing.remove(&status);
+        let mut overrides = self.overrides.take().unwrap_or_default();
+        let map = Arc::make_mut(&mut overrides);
+        // Only differences are stored: classifiers that do the same are equal.
+        if retryability == Self::default_retryability(status) {
+            map.remove(&status);
         } else {
-            differing.insert(status, retryability);
+            map.insert(status, retryability);
         }
-        self.named = (!named.is_empty()).then_some(named);
+        self.overrides = (!overrides.is_empty()).then_some(overrides);
         Ok(self)
     }
 
-    /// What is said of a status.
     pub(crate) fn retryability(&self, status: StatusCode) -> Retryability {
-        let named = self.named.as_ref().and_then(|named| named.get(&status));
-        named.copied().unwrap_or_else(|| Self::contract(status))
+        let overrides = self.overrides.as_ref();
+        let overridden = overrides.and_then(|overrides| overrides.get(&status));
+        overridden
+            .copied()
+            .unwrap_or_else(|| Self::default_retryability(status))
     }
 
-    fn contract(status: StatusCode) -> Retryability {
+    fn default_retryability(status: StatusCode) -> Retryability {
         match status {
             StatusCode::TOO_MANY_REQUESTS => Retryability::Always,
             StatusCode::INTERNAL_SERVER_ERROR | StatusCode::GATEWAY_TIMEOUT => {
@@ -167,12 +178,14 @@ impl MakeClassifier for ApiErrorsAsFailures {
     }
 }
 
-/// A failure as [`ApiErrorsAsFailures`] reads it.
+/// The failure class of [`ApiErrorsAsFailures`].
+///
+/// # Examples
 ///
 /// ```
 /// use http::{Response, StatusCode};
 /// use tower_http::classify::{ClassifiedResponse, ClassifyResponse};
-/// use tower_http_retry::{ApiErrorsAsFailures, FailureKind, Retryability};
+/// use tower_http_retry::{ApiErrorsAsFailures, ApiFailureClass, FailureKind, Retryability};
 ///
 /// let mut response = Response::new(());
 /// *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
@@ -181,8 +194,12 @@ impl MakeClassifier for ApiErrorsAsFailures {
 /// else {
 ///     panic!("429 is a failure")
 /// };
-/// assert_eq!(class.kind(), FailureKind::TooManyRequests);
-/// assert_eq!(class.retryability(), Retryability::Always);
+/// let expected = ApiFailureClass::new(
+///     FailureKind::TooManyRequests,
+///     Some(StatusCode::TOO_MANY_REQUESTS),
+///     Retryability::Always,
+/// );
+/// assert_eq!(class, expected);
 /// assert_eq!(class.to_string(), "429 Too Many Requests");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,23 +210,36 @@ pub struct ApiFailureClass {
 }
 
 impl ApiFailureClass {
-    /// What failed.
+    /// Creates a failure class, for a user's own classifier or for tests. `status` is `None` for an error
+    /// of the inner service.
+    ///
+    /// The layer relies on `kind` and does not check the `WWW-Authenticate` header again. A classifier
+    /// that does not check it has to implement [`RetryableFailure`] for its own class.
+    pub fn new(kind: FailureKind, status: Option<StatusCode>, retryability: Retryability) -> Self {
+        Self {
+            kind,
+            status,
+            retryability,
+        }
+    }
+
+    /// Returns the kind of the failure.
     pub fn kind(&self) -> FailureKind {
         self.kind
     }
 
-    /// The response's status; `None` for an inner error.
+    /// Returns the status of the response; `None` for an error of the inner service.
     pub fn status(&self) -> Option<StatusCode> {
         self.status
     }
 
-    /// Whether the request may be sent again.
+    /// Returns whether the request may be retried.
     pub fn retryability(&self) -> Retryability {
         self.retryability
     }
 }
 
-/// The status where there is one, otherwise the kind.
+/// Writes the status if there is one, otherwise the kind.
 impl fmt::Display for ApiFailureClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.status {
@@ -219,171 +249,119 @@ impl fmt::Display for ApiFailureClass {
     }
 }
 
-/// What failed, as the contract names it.
+/// The conditions for a retry after a failure.
 ///
-/// The last four are the transport's: they are read from the inner service's error where it is a
-/// [`std::io::Error`], a timeout of tower or tokio, with the feature `hyper` an error of
-/// hyper-util's client, of hyper or of h2, or a [`tower::BoxError`] whose chain of sources holds any
-/// of them. A classifier cannot see into an error of another type: where the inner service has one
-/// (`reqwest::Error`, say), put `map_err(tower::BoxError::from)` between it and the layer.
+/// With the feature `serde` it can be deserialized, from `never`, `if_idempotent` and `always`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum FailureKind {
-    /// 400: missing arguments, or malformed.
-    BadRequest,
-    /// 401: not authenticated.
-    Unauthorized,
-    /// 403: authenticated, not permitted.
-    Forbidden,
-    /// 404: no such endpoint.
-    NotFound,
-    /// 405: wrong verb.
-    MethodNotAllowed,
-    /// 406: no content format that `Accept` allows.
-    NotAcceptable,
-    /// 429: over the rate limit.
-    TooManyRequests,
-    /// 500: a fault on the server.
-    InternalServerError,
-    /// 504: timed out on the server.
-    GatewayTimeout,
-    /// The access token is invalid or has expired.
-    InvalidToken,
-    /// Another 4xx: failed given the information provided.
-    ClientError,
-    /// Another 5xx: a fault on the server.
-    ServerError,
-    /// The request never reached the server: no connection could be made, it was cancelled before
-    /// it was sent, or the server said over HTTP/2 that it was not processed (`REFUSED_STREAM`, or
-    /// a stream above the last one of a `GOAWAY`; RFC 9113 §8.7). Retried whatever the method.
-    NotSent,
-    /// No answer in time. Retried where the request may be repeated.
-    Timeout,
-    /// The connection broke before the answer was complete. Retried where the request may be
-    /// repeated.
-    Disconnected,
-    /// Any other error; never retried.
-    Other,
-}
-
-impl FailureKind {
-    /// The kind that a status stands for; `None` where the status is no failure.
-    #[inline]
-    pub(crate) fn from_status(status: StatusCode) -> Option<Self> {
-        Some(match status {
-            StatusCode::BAD_REQUEST => Self::BadRequest,
-            StatusCode::UNAUTHORIZED => Self::Unauthorized,
-            StatusCode::FORBIDDEN => Self::Forbidden,
-            StatusCode::NOT_FOUND => Self::NotFound,
-            StatusCode::METHOD_NOT_ALLOWED => Self::MethodNotAllowed,
-            StatusCode::NOT_ACCEPTABLE => Self::NotAcceptable,
-            StatusCode::TOO_MANY_REQUESTS => Self::TooManyRequests,
-            StatusCode::INTERNAL_SERVER_ERROR => Self::InternalServerError,
-            StatusCode::GATEWAY_TIMEOUT => Self::GatewayTimeout,
-            status if status.is_client_error() => Self::ClientError,
-            status if status.is_server_error() => Self::ServerError,
-            _ => return None,
-        })
-    }
-
-    /// The kind as text, in snake_case.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::BadRequest => "bad_request",
-            Self::Unauthorized => "unauthorized",
-            Self::Forbidden => "forbidden",
-            Self::NotFound => "not_found",
-            Self::MethodNotAllowed => "method_not_allowed",
-            Self::NotAcceptable => "not_acceptable",
-            Self::TooManyRequests => "too_many_requests",
-            Self::InternalServerError => "internal_server_error",
-            Self::GatewayTimeout => "gateway_timeout",
-            Self::InvalidToken => "invalid_token",
-            Self::ClientError => "client_error",
-            Self::ServerError => "server_error",
-            Self::NotSent => "not_sent",
-            Self::Timeout => "timeout",
-            Self::Disconnected => "disconnected",
-            Self::Other => "other",
-        }
-    }
-}
-
-impl fmt::Display for FailureKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Whether a failed request may be sent again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum Retryability {
-    /// Sending it again changes nothing.
+    /// Never retry.
     Never,
-    /// The server may have acted on it: only where acting twice does no harm
+    /// Retry only if the request is idempotent: the server may have processed it
     /// ([RFC 9110 §9.2.2](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2)).
     IfIdempotent,
-    /// The server has not acted on it. That holds where one call of the inner service is one exchange
-    /// with the server: what follows redirects, say, belongs outside of the layer.
+    /// Retry any request: the server has not processed it. This requires that one call of the inner
+    /// service is one exchange with the server. A service that follows redirects, for example, belongs
+    /// outside of the layer.
     Always,
 }
 
-/// A failure class that says whether the request may be sent again.
+/// A failure class that decides whether the request may be retried.
 ///
-/// Any [`MakeClassifier`] whose class implements it can drive the layer, through
-/// [`RetryPolicy::classifier`](crate::RetryPolicy::classifier). tower-http's
-/// [`ServerErrorsFailureClass`] and [`StatusInRangeFailureClass`] implement it: a status as in the
-/// contract's table, an error never, so that no network fault is retried with them. With
-/// `ServerErrorsAsFailures` a 429 is a success, and so it is returned.
+/// Any [`MakeClassifier`] whose failure class implements this trait can be given to
+/// [`RetryPolicy::classifier`](crate::RetryPolicy::classifier).
+///
+/// tower-http's [`ServerErrorsFailureClass`] and [`StatusInRangeFailureClass`] implement it. They retry
+/// a status as in the table of [`ApiErrorsAsFailures`], and never retry an error of the inner service.
+/// With `ServerErrorsAsFailures`, a 429 is a success and is returned to the caller.
+///
+/// # Examples
 ///
 /// ```
-/// use http::StatusCode;
 /// use tower_http::classify::{
-///     ClassifyResponse, ServerErrorsFailureClass, SharedClassifier, StatusInRangeAsFailures,
-///     StatusInRangeFailureClass,
+///     ClassifyResponse, SharedClassifier, StatusInRangeAsFailures, StatusInRangeFailureClass,
 /// };
-/// use tower_http_retry::{Retryability, RetryableFailure, RetryPolicy};
+/// use tower_http_retry::{FailureKind, Retryability, RetryableFailure, RetryPolicy};
 ///
-/// enum Teapot {
-///     Refused,
-///     Broken,
+/// enum TeapotFailure {
+///     Teapot,
+///     Transport,
 /// }
 ///
-/// impl RetryableFailure for Teapot {
+/// impl RetryableFailure for TeapotFailure {
 ///     fn retryability(&self) -> Retryability {
 ///         match self {
-///             Self::Refused => Retryability::Always,
-///             // Nobody knows whether the server acted on it.
-///             Self::Broken => Retryability::IfIdempotent,
+///             // The teapot has rejected the request.
+///             Self::Teapot => Retryability::Always,
+///             // The server may have processed the request.
+///             Self::Transport => Retryability::IfIdempotent,
+///         }
+///     }
+///
+///     fn kind(&self) -> Option<FailureKind> {
+///         match self {
+///             Self::Teapot => Some(FailureKind::Custom("teapot")),
+///             Self::Transport => None,
 ///         }
 ///     }
 /// }
 ///
-/// let teapots = StatusInRangeAsFailures::new(418..=418).map_failure_class(|class| match class {
-///     StatusInRangeFailureClass::StatusCode(_) => Teapot::Refused,
-///     StatusInRangeFailureClass::Error(_) => Teapot::Broken,
-/// });
-/// let policy = RetryPolicy::new().classifier(SharedClassifier::new(teapots));
-///
-/// let class = ServerErrorsFailureClass::StatusCode(StatusCode::GATEWAY_TIMEOUT);
-/// assert_eq!(class.retryability(), Retryability::IfIdempotent);
+/// let classifier =
+///     StatusInRangeAsFailures::new(418..=418).map_failure_class(|class| match class {
+///         StatusInRangeFailureClass::StatusCode(_) => TeapotFailure::Teapot,
+///         StatusInRangeFailureClass::Error(_) => TeapotFailure::Transport,
+///     });
+/// let policy = RetryPolicy::new().classifier(SharedClassifier::new(classifier));
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "the failure class `{Self}` does not decide whether a request may be retried",
+    label = "`RetryableFailure` is not implemented for this failure class",
+    note = "implement `RetryableFailure` for the failure class of your classifier, or map it to a class \
+            that implements it with `ClassifyResponse::map_failure_class`"
+)]
 pub trait RetryableFailure {
-    /// Whether a request that failed so may be sent again.
+    /// Returns whether the request may be retried.
     fn retryability(&self) -> Retryability;
+
+    /// Returns the kind that is reported to callbacks and telemetry.
+    ///
+    /// `None`, the default, derives the kind from the status or from the error of the inner service.
+    fn kind(&self) -> Option<FailureKind> {
+        None
+    }
+
+    /// Returns whether the `WWW-Authenticate` header of the response reports an invalid token, if the
+    /// classifier has checked it.
+    ///
+    /// With `None`, the default, the layer checks the header.
+    fn invalid_token(&self) -> Option<bool> {
+        None
+    }
 }
 
 impl RetryableFailure for ApiFailureClass {
     fn retryability(&self) -> Retryability {
         self.retryability
     }
+
+    fn kind(&self) -> Option<FailureKind> {
+        Some(self.kind)
+    }
+
+    fn invalid_token(&self) -> Option<bool> {
+        Some(self.kind == FailureKind::InvalidToken)
+    }
 }
 
 impl RetryableFailure for ServerErrorsFailureClass {
     fn retryability(&self) -> Retryability {
         match self {
-            Self::StatusCode(status) => ApiErrorsAsFailures::new().retryability(*status),
+            Self::StatusCode(status) => ApiErrorsAsFailures::default_retryability(*status),
             Self::Error(_) => Retryability::Never,
         }
     }
@@ -392,7 +370,7 @@ impl RetryableFailure for ServerErrorsFailureClass {
 impl RetryableFailure for StatusInRangeFailureClass {
     fn retryability(&self) -> Retryability {
         match self {
-            Self::StatusCode(status) => ApiErrorsAsFailures::new().retryability(*status),
+            Self::StatusCode(status) => ApiErrorsAsFailures::default_retryability(*status),
             Self::Error(_) => Retryability::Never,
         }
     }

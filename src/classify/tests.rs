@@ -2,22 +2,22 @@ use super::*;
 use FailureKind::*;
 use Retryability::*;
 
-fn classify(contract: &ApiErrorsAsFailures, status: u16) -> Option<ApiFailureClass> {
+fn classify(classifier: &ApiErrorsAsFailures, status: u16) -> Option<ApiFailureClass> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
-    match contract.clone().classify_response(&response) {
+    match classifier.clone().classify_response(&response) {
         ClassifiedResponse::Ready(result) => result.err(),
         ClassifiedResponse::RequiresEos(_) => None,
     }
 }
 
 #[test]
-fn every_status_is_read_as_documented() {
-    let contract = ApiErrorsAsFailures::new();
+fn statuses_are_classified_as_documented() {
+    let classifier = ApiErrorsAsFailures::new();
     for code in 100..1000 {
         #[expect(
             clippy::match_overlapping_arm,
-            reason = "the rows first, as in the table"
+            reason = "the order of the documented table"
         )]
         let expected = match code {
             400 => Some((BadRequest, Never)),
@@ -33,14 +33,14 @@ fn every_status_is_read_as_documented() {
             500..600 => Some((ServerError, Never)),
             _ => None,
         };
-        let found = classify(&contract, code);
+        let found = classify(&classifier, code);
         let found = found.map(|class| (class.kind(), class.retryability()));
         assert_eq!(found, expected, "status {code}");
     }
 }
 
 #[test]
-fn a_status_can_be_said_otherwise_without_touching_its_neighbours() {
+fn classify_status_overrides_only_that_status() {
     for code in 400..600 {
         for retryability in [Never, IfIdempotent, Always] {
             let status = StatusCode::from_u16(code).unwrap();
@@ -57,7 +57,7 @@ fn a_status_can_be_said_otherwise_without_touching_its_neighbours() {
                 assert_eq!(
                     after.retryability(other),
                     expected,
-                    "{status} set, {other} read"
+                    "{other}, with {status} overridden"
                 );
             }
         }
@@ -65,7 +65,7 @@ fn a_status_can_be_said_otherwise_without_touching_its_neighbours() {
 }
 
 #[test]
-fn a_status_that_is_no_failure_is_refused() {
+fn classify_status_rejects_success_statuses() {
     for code in [100, 200, 302, 399, 600, 999] {
         let status = StatusCode::from_u16(code).unwrap();
         let error = ApiErrorsAsFailures::new()
@@ -76,7 +76,7 @@ fn a_status_that_is_no_failure_is_refused() {
 }
 
 #[test]
-fn a_failure_whose_header_names_invalid_token_is_that() {
+fn invalid_token_header_overrides_kind_of_failures_only() {
     for (status, expected) in [
         (401, Some(InvalidToken)),
         (429, Some(InvalidToken)),
@@ -90,16 +90,100 @@ fn a_failure_whose_header_names_invalid_token_is_that() {
         let ClassifiedResponse::Ready(result) =
             ApiErrorsAsFailures::new().classify_response(&response)
         else {
-            panic!("a status needs no end of stream")
+            panic!("a status is classified without the end of the stream")
         };
         assert_eq!(result.err().map(|class| class.kind()), expected);
     }
 }
 
 #[test]
-fn debug_shows_what_is_retried() {
+fn debug_lists_retried_statuses() {
     assert_eq!(
         format!("{:?}", ApiErrorsAsFailures::new()),
         "ApiErrorsAsFailures {429: Always, 500: IfIdempotent, 504: IfIdempotent}"
     );
+}
+
+#[test]
+fn tower_http_classes_follow_the_documented_table() {
+    for code in 400..600 {
+        let status = StatusCode::from_u16(code).unwrap();
+        let expected = ApiErrorsAsFailures::new().retryability(status);
+        let server_errors = ServerErrorsFailureClass::StatusCode(status);
+        assert_eq!(server_errors.retryability(), expected, "{status}");
+        let in_range = StatusInRangeFailureClass::StatusCode(status);
+        assert_eq!(in_range.retryability(), expected, "{status}");
+    }
+    let gateway_timeout = ServerErrorsFailureClass::StatusCode(StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(gateway_timeout.retryability(), IfIdempotent);
+    let error = ServerErrorsFailureClass::Error("text".into());
+    assert_eq!(error.retryability(), Never);
+    let error = StatusInRangeFailureClass::Error("text".into());
+    assert_eq!(error.retryability(), Never);
+}
+
+#[test]
+fn custom_kind_is_its_text() {
+    let kind = FailureKind::Custom("quota_exceeded");
+    assert_eq!(kind.as_str(), "quota_exceeded");
+    assert_eq!(kind.to_string(), "quota_exceeded");
+    assert_ne!(FailureKind::Custom("other"), Other);
+}
+
+#[test]
+fn api_failure_class_reports_kind_and_invalid_token() {
+    let status = StatusCode::UNAUTHORIZED;
+    for (kind, invalid_token) in [
+        (InvalidToken, true),
+        (Unauthorized, false),
+        (Custom("quota_exceeded"), false),
+    ] {
+        let class = ApiFailureClass::new(kind, Some(status), IfIdempotent);
+        assert_eq!(class.kind(), kind);
+        assert_eq!(class.status(), Some(status));
+        assert_eq!(class.retryability(), IfIdempotent);
+        assert_eq!(class.to_string(), "401 Unauthorized");
+        assert_eq!(RetryableFailure::kind(&class), Some(kind));
+        assert_eq!(RetryableFailure::retryability(&class), IfIdempotent);
+        assert_eq!(class.invalid_token(), Some(invalid_token));
+    }
+    let error = ApiFailureClass::new(Custom("quota_exceeded"), None, Never);
+    assert_eq!(error.to_string(), "quota_exceeded");
+}
+
+#[test]
+fn retryable_failure_reports_nothing_by_default() {
+    struct AlwaysRetry;
+
+    impl RetryableFailure for AlwaysRetry {
+        fn retryability(&self) -> Retryability {
+            Always
+        }
+    }
+
+    assert_eq!(AlwaysRetry.kind(), None);
+    assert_eq!(AlwaysRetry.invalid_token(), None);
+    let class = ServerErrorsFailureClass::StatusCode(StatusCode::BAD_GATEWAY);
+    assert_eq!((class.kind(), class.invalid_token()), (None, None));
+    let class = StatusInRangeFailureClass::StatusCode(StatusCode::BAD_GATEWAY);
+    assert_eq!((class.kind(), class.invalid_token()), (None, None));
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn retryability_deserializes_from_snake_case() {
+    for (text, expected) in [
+        (r#""never""#, Never),
+        (r#""if_idempotent""#, IfIdempotent),
+        (r#""always""#, Always),
+    ] {
+        let found: Retryability = serde_json::from_str(text).unwrap();
+        assert_eq!(found, expected);
+    }
+    for text in [r#""Never""#, r#""IfIdempotent""#, r#""sometimes""#, "1"] {
+        assert!(
+            serde_json::from_str::<Retryability>(text).is_err(),
+            "{text}"
+        );
+    }
 }

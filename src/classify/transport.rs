@@ -1,27 +1,28 @@
-//! What an inner error means: whether the request reached the server, and what became of it.
+//! Classification of the errors of the inner service.
 
 use std::{any::Any, error::Error, io};
 
 use tower::BoxError;
 
-use crate::classify::FailureKind;
+use super::kind::FailureKind;
 
-/// The kind of an inner error: one of `Connect`, `Timeout`, `Interrupted` and `Other`.
+/// Returns the kind of an error: `NotSent`, `Timeout`, `Disconnected` or `Other`.
 ///
-/// The outermost error of the chain that has something to say decides.
+/// It is the kind of the outermost recognised error in the chain of sources.
 pub(crate) fn classify_error<E: 'static>(error: &E) -> FailureKind {
     as_error(error).map_or(FailureKind::Other, classify_chain)
 }
 
-/// Whether the server ended a connection in good order, and says that it has not looked at the request.
+/// Returns whether an error of the kind [`FailureKind::NotSent`] comes from a graceful GOAWAY, which
+/// excluded the request.
 ///
-/// That is how servers renew busy HTTP/2 connections, and no sign of an outage (RFC 9113 §6.8).
+/// Servers renew busy HTTP/2 connections this way. It is no sign of an outage (RFC 9113 §6.8).
+///
+/// The kind is not checked here: call it only if [`classify_error`] has returned `NotSent`. An error of
+/// another kind may have a graceful GOAWAY as its source, too.
 #[cfg(feature = "hyper")]
 pub(crate) fn is_graceful_goaway<E: 'static>(error: &E) -> bool {
-    as_error(error).is_some_and(|error| {
-        let renewed = sources(error).any(hyper::is_goaway_no_error);
-        renewed && classify_chain(error) == FailureKind::NotSent
-    })
+    as_error(error).is_some_and(|error| sources(error).any(hyper_errors::is_goaway_no_error))
 }
 
 #[cfg(not(feature = "hyper"))]
@@ -29,7 +30,7 @@ pub(crate) fn is_graceful_goaway<E: 'static>(_: &E) -> bool {
     false
 }
 
-/// As far as the type is known here: nothing says that `E` is an [`Error`].
+/// Downcasts `E`, which need not implement [`Error`], to a recognised error type.
 fn as_error<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
     let any: &dyn Any = error;
     if let Some(boxed) = any.downcast_ref::<BoxError>() {
@@ -45,37 +46,37 @@ fn as_error<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
         return Some(error);
     }
     #[cfg(feature = "hyper")]
-    if let Some(error) = hyper::as_error(any) {
+    if let Some(error) = hyper_errors::as_error(any) {
         return Some(error);
     }
     None
 }
 
-pub(crate) fn classify_chain(error: &(dyn Error + 'static)) -> FailureKind {
+fn classify_chain(error: &(dyn Error + 'static)) -> FailureKind {
     let mut kinds = sources(error).filter_map(classify_one);
     kinds.next().unwrap_or(FailureKind::Other)
 }
 
-/// An error and what caused it, from the outside to the inside.
+/// Iterates over an error and its sources, outermost first.
 fn sources<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| {
         match error.downcast_ref::<io::Error>() {
-            // `source` of an `io::Error` skips the error that it wraps.
+            // `io::Error::source` skips the wrapped error itself.
             Some(io) => io.get_ref().map(|inner| inner as _),
             None => error.source(),
         }
     })
 }
 
-/// What one error of the chain says by itself; `None` asks its source.
+/// Classifies a single error; `None` continues with its source.
 fn classify_one(error: &(dyn Error + 'static)) -> Option<FailureKind> {
     if error.is::<tower::timeout::error::Elapsed>() || error.is::<tokio::time::error::Elapsed>() {
         return Some(FailureKind::Timeout);
     }
     #[cfg(feature = "hyper")]
-    if let Some(kind) = hyper::classify_one(error) {
+    if let Some(kind) = hyper_errors::classify_one(error) {
         return Some(kind);
     }
     let io = error.downcast_ref::<io::Error>()?;
@@ -96,13 +97,13 @@ fn classify_one(error: &(dyn Error + 'static)) -> Option<FailureKind> {
 }
 
 #[cfg(feature = "hyper")]
-mod hyper {
+mod hyper_errors {
     use std::{any::Any, error::Error};
 
     use h2::Reason;
     use hyper_util::client::legacy;
 
-    use crate::classify::FailureKind;
+    use crate::classify::kind::FailureKind;
 
     pub(super) fn as_error(any: &dyn Any) -> Option<&(dyn Error + 'static)> {
         if let Some(error) = any.downcast_ref::<legacy::Error>() {
@@ -134,17 +135,17 @@ mod hyper {
     }
 
     fn classify_hyper(error: &hyper::Error) -> Option<FailureKind> {
-        // The task of the connection is gone: that of a runtime that ends, or over HTTP/2 that of a
-        // connection that ended while the request waited for a stream.
+        // The task of the connection is gone. Its runtime has shut down, or over HTTP/2 the connection
+        // has ended while the request was pending on a stream.
         if error.is_user() && error.to_string() == DISPATCH_GONE {
             return Some(FailureKind::Disconnected);
         }
-        // A fault of the caller's own code, whatever network error it may hold as its source.
+        // A fault in the caller's code, even if its source is a network error.
         if error.is_user() || error.is_body_write_aborted() {
             return Some(FailureKind::Other);
         }
-        // hyper hands such a request back: it was never written. `is_incomplete_message` is not
-        // among them: there the request was sent and the answer did not come.
+        // The request was never written. (After `is_incomplete_message` it was, and the response is
+        // missing.)
         if error.is_canceled() || error.is_closed() {
             return Some(FailureKind::NotSent);
         }
@@ -156,8 +157,8 @@ mod hyper {
         }
         let source = error.source()?;
         match super::classify_chain(source) {
-            // A connection was there; only HTTP/2 can say that it did not process a request, and only
-            // as long as there is no response.
+            // There was a connection. Only HTTP/2 can report that a request was not processed, and only
+            // before a response.
             FailureKind::NotSent
                 if !source.is::<h2::Error>() || error.to_string() != REQUEST_OVER_HTTP2 =>
             {
@@ -167,24 +168,23 @@ mod hyper {
         }
     }
 
-    // hyper tells these two apart by their texts only; tests hold that they still do.
+    // hyper exposes these two only through `Display`. Tests check that the texts are still the same.
     const DISPATCH_GONE: &str = "dispatch task is gone";
     const REQUEST_OVER_HTTP2: &str = "http2 error";
 
     fn classify_h2(error: &h2::Error) -> Option<FailureKind> {
-        // An error that carries neither frame is a bare reason: one that the peer gave.
+        // An error with neither frame is a bare reason, given by the peer.
         let from_peer = error.is_remote() || !(error.is_reset() || error.is_go_away());
         let refused = from_peer && error.reason() == Some(Reason::REFUSED_STREAM);
-        // h2 fails a stream with the peer's GOAWAY where the stream is above its last id. (It fails one
-        // so, too, that hyper opens in the very moment in which a GOAWAY arrives; its errors do not tell
-        // the two apart.)
+        // h2 fails a stream with the peer's GOAWAY if the id of the stream is above the last one. (It
+        // does the same if hyper opens the stream while the GOAWAY arrives. The errors are equal.)
         if refused || error.is_go_away() && error.is_remote() {
             return Some(FailureKind::NotSent);
         }
         if error.is_reset() && error.is_remote() {
             return Some(FailureKind::Disconnected);
         }
-        // Its `source` is empty: the io error is in here only, and that of a connection that was there.
+        // `h2::Error::source` is empty: only `get_io` returns the io error. There was a connection.
         match super::classify_chain(error.get_io()?) {
             FailureKind::NotSent => Some(FailureKind::Disconnected),
             kind => Some(kind),
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn io_errors_are_read_bare_boxed_and_wrapped() {
+    fn io_errors_are_classified_bare_boxed_and_wrapped() {
         for (kind_of_io, expected) in [
             (io::ErrorKind::ConnectionRefused, FailureKind::NotSent),
             (io::ErrorKind::TimedOut, FailureKind::Timeout),
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_are_read() {
+    fn elapsed_is_timeout() {
         assert_eq!(
             classify_error(&tower::timeout::error::Elapsed::new()),
             FailureKind::Timeout
@@ -244,17 +244,17 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_error_is_other() {
+    fn unknown_errors_are_other() {
         assert_eq!(classify_error(&"text"), FailureKind::Other);
         assert_eq!(classify_error(&BoxError::from("text")), FailureKind::Other);
-        // Not boxed, its type is not known here.
+        // An unknown type that is not boxed cannot be inspected.
         let opaque = Wrapper(io::Error::from(io::ErrorKind::ConnectionReset).into());
         assert_eq!(classify_error(&opaque), FailureKind::Other);
     }
 
     #[cfg(feature = "hyper")]
     #[test]
-    fn a_refused_stream_never_reached_the_server() {
+    fn refused_stream_is_not_sent() {
         let refused = h2::Error::from(h2::Reason::REFUSED_STREAM);
         assert_eq!(classify_error(&refused), FailureKind::NotSent);
         let internal = h2::Error::from(h2::Reason::INTERNAL_ERROR);
@@ -262,15 +262,15 @@ mod tests {
     }
 
     #[cfg(feature = "hyper")]
-    mod texts_of_hyper {
+    mod hyper_connections {
         use super::*;
-        use ::hyper::client::conn::{http1, http2};
         use bytes::Bytes;
         use http_body_util::{BodyExt, Empty};
+        use hyper::client::conn::{http1, http2};
         use hyper_util::rt::{TokioExecutor, TokioIo};
 
         #[tokio::test]
-        async fn a_connection_whose_task_is_gone_was_interrupted() {
+        async fn aborted_connection_task_is_disconnected() {
             let (ours, _theirs) = tokio::io::duplex(1024);
             let (mut client, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
             let connection = tokio::spawn(connection);
@@ -286,7 +286,7 @@ mod tests {
         }
 
         #[tokio::test]
-        async fn a_stream_is_refused_before_a_response_and_broken_behind_one() {
+        async fn refused_stream_is_not_sent_before_response_and_disconnected_after() {
             for (head_first, expected) in [
                 (false, FailureKind::NotSent),
                 (true, FailureKind::Disconnected),

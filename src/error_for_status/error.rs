@@ -390,7 +390,7 @@ fn meaning(kind: FailureKind) -> &'static str {
         FailureKind::NotSent => "the server could not be reached",
         FailureKind::Timeout => "no answer in time",
         FailureKind::Disconnected => "the connection broke before the answer was complete",
-        FailureKind::Other => "the call failed",
+        FailureKind::Other | FailureKind::Custom(_) => "the call failed",
     }
 }
 

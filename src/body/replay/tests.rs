@@ -15,8 +15,8 @@ use proptest::prelude::*;
 use super::*;
 
 pin_project_lite::pin_project! {
-    /// A source that does as it is told; neither `Unpin` nor `Clone`.
-    struct Source {
+    /// A body that follows a script; neither `Unpin` nor `Clone`.
+    struct ScriptedBody {
         steps: VecDeque<Step>,
         hint: SizeHint,
         #[pin]
@@ -33,7 +33,7 @@ enum Step {
     Panic,
 }
 
-impl Source {
+impl ScriptedBody {
     fn new(steps: &[Step]) -> Self {
         Self {
             steps: steps.iter().cloned().collect(),
@@ -43,12 +43,12 @@ impl Source {
     }
 
     fn with_hint(steps: &[Step], hint: SizeHint) -> Self {
-        let source = Self::new(steps);
-        Self { hint, ..source }
+        let body = Self::new(steps);
+        Self { hint, ..body }
     }
 }
 
-impl Body for Source {
+impl Body for ScriptedBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -80,25 +80,25 @@ fn data(text: &str) -> Step {
     Step::Data(text.as_bytes().to_vec())
 }
 
-/// What one attempt has sent.
+/// The frames that one attempt has sent.
 #[derive(Debug, Default, PartialEq)]
 struct Sent {
     data: Vec<u8>,
     trailers: Option<HeaderMap>,
     error: Option<String>,
-    /// It came to its end without an error.
+    /// The body ended without an error.
     ended: bool,
 }
 
-/// Sends up to `frames` frames, through pendings.
+/// Sends up to `frames` frames; polls again if the body is pending.
 fn send<B>(body: &mut ReplayBody<B>, frames: usize, sent: &mut Sent)
 where
     B: Body,
     B::Error: Into<BoxError>,
 {
     let cx = &mut Context::from_waker(noop_waker_ref());
-    let (mut left, mut pendings) = (frames, 0);
-    while left > 0 && pendings < 100 {
+    let (mut remaining, mut pendings) = (frames, 0);
+    while remaining > 0 && pendings < 100 {
         match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Pending => pendings += 1,
             Poll::Ready(None) => {
@@ -110,7 +110,7 @@ where
                 return;
             }
             Poll::Ready(Some(Ok(frame))) => {
-                left -= 1;
+                remaining -= 1;
                 match frame.into_data() {
                     Ok(data) => sent.data.extend(data),
                     Err(frame) => sent.trailers = frame.into_trailers().ok(),
@@ -131,26 +131,26 @@ where
 }
 
 fn next_attempt<B: Body>(upload: &ReplaySource<B>) -> Option<ReplayBody<B>> {
-    let whole = upload.pause();
-    whole.then(|| {
+    let replayable = upload.pause();
+    replayable.then(|| {
         upload.supersede();
         upload.replay_body()
     })
 }
 
 #[test]
-fn an_empty_body_is_not_shared() {
+fn empty_body_is_not_shared() {
     let (upload, first) = ReplaySource::new(Empty::<Bytes>::new(), 0);
-    assert!(upload.source.is_none() && first.is_end_stream());
+    assert!(upload.shared.is_none() && first.is_end_stream());
     assert_eq!(first.size_hint().exact(), Some(0));
     let again = next_attempt(&upload).unwrap();
     assert!(again.is_end_stream());
 }
 
 #[test]
-fn what_has_ended_stays_so_when_it_is_superseded() {
-    // Empty, which nobody knew before it was read.
-    let (upload, mut first) = ReplaySource::new(Source::new(&[]), 9);
+fn ended_body_stays_ended_when_superseded() {
+    // Empty, but not known to be before the first poll.
+    let (upload, mut first) = ReplaySource::new(ScriptedBody::new(&[]), 9);
     assert!(!first.is_end_stream());
     assert!(send_all(&mut first).ended);
     let mut second = next_attempt(&upload).unwrap();
@@ -160,7 +160,7 @@ fn what_has_ended_stays_so_when_it_is_superseded() {
 }
 
 #[test]
-fn bytes_are_kept_without_a_copy() {
+fn buffers_bytes_without_copy() {
     let bytes = Bytes::from(vec![7; 1024]);
     let (upload, mut first) = ReplaySource::new(Full::new(bytes.clone()), 1024);
     assert_eq!(first.size_hint().exact(), Some(1024));
@@ -178,8 +178,9 @@ fn bytes_are_kept_without_a_copy() {
 }
 
 #[test]
-fn the_next_attempt_takes_the_source_over_and_the_old_one_is_woken_and_fails() {
-    let (upload, first) = ReplaySource::new(Source::new(&[data("ab"), Step::Pend, data("cd")]), 9);
+fn superseded_body_is_woken_and_fails_while_next_attempt_sends_all() {
+    let (upload, first) =
+        ReplaySource::new(ScriptedBody::new(&[data("ab"), Step::Pend, data("cd")]), 9);
     let mut first = tokio_test::task::spawn(first);
     assert!(first.enter(|cx, body| body.poll_frame(cx)).is_ready());
     assert!(first.enter(|cx, body| body.poll_frame(cx)).is_pending());
@@ -194,8 +195,8 @@ fn the_next_attempt_takes_the_source_over_and_the_old_one_is_woken_and_fails() {
 }
 
 #[test]
-fn a_paused_attempt_waits_and_goes_on_when_it_is_released() {
-    let (mut upload, body) = ReplaySource::new(Source::new(&[data("ab"), data("cd")]), 9);
+fn paused_body_resumes_after_release() {
+    let (mut upload, body) = ReplaySource::new(ScriptedBody::new(&[data("ab"), data("cd")]), 9);
     let mut body = tokio_test::task::spawn(body);
     assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
     assert!(upload.pause());
@@ -207,11 +208,11 @@ fn a_paused_attempt_waits_and_goes_on_when_it_is_released() {
 }
 
 #[test]
-fn paused_while_the_source_ends_it_is_woken_by_its_release() {
-    /// Ends when it is told to.
-    struct Late(Arc<AtomicBool>);
+fn paused_body_is_woken_by_release_after_source_has_ended() {
+    /// Ends when the flag is set.
+    struct Endable(Arc<AtomicBool>);
 
-    impl Body for Late {
+    impl Body for Endable {
         type Data = Bytes;
         type Error = io::Error;
 
@@ -231,7 +232,7 @@ fn paused_while_the_source_ends_it_is_woken_by_its_release() {
     }
 
     let ended = Arc::new(AtomicBool::new(false));
-    let (mut upload, body) = ReplaySource::new(Late(ended.clone()), 9);
+    let (mut upload, body) = ReplaySource::new(Endable(ended.clone()), 9);
     let mut body = tokio_test::task::spawn(body);
     assert!(upload.pause());
     ended.store(true, Ordering::Relaxed);
@@ -242,10 +243,10 @@ fn paused_while_the_source_ends_it_is_woken_by_its_release() {
 }
 
 #[test]
-fn dropped_before_its_release_it_ends_the_upload() {
+fn drop_aborts_upload_unless_released() {
     for (released, error) in [(false, Some(Superseded.to_string())), (true, None)] {
         let (mut upload, body) =
-            ReplaySource::new(Source::new(&[data("ab"), Step::Pend, data("cd")]), 9);
+            ReplaySource::new(ScriptedBody::new(&[data("ab"), Step::Pend, data("cd")]), 9);
         let mut body = tokio_test::task::spawn(body);
         assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
         assert!(body.enter(|cx, body| body.poll_frame(cx)).is_pending());
@@ -259,43 +260,44 @@ fn dropped_before_its_release_it_ends_the_upload() {
 }
 
 #[test]
-fn small_pieces_do_not_hold_on_to_the_buffers_they_are_part_of() {
+fn small_chunks_are_coalesced() {
     let byte = |_| Ok::<_, io::Error>(Frame::data(Bytes::from(vec![b'x'; 16 * 1024]).slice(..1)));
     let source = StreamBody::new(futures_util::stream::iter((0..1000).map(byte)));
     let (upload, mut first) = ReplaySource::new(source, 64 * 1024);
     assert_eq!(send_all(&mut first).data.len(), 1000);
     let mut again = next_attempt(&upload).unwrap();
-    assert!(lock(upload.source.as_ref().unwrap()).kept.len() < 20);
+    assert!(lock(upload.shared.as_ref().unwrap()).buffer.len() < 20);
     assert_eq!(again.size_hint().exact(), Some(1000));
     assert_eq!(send_all(&mut again).data, vec![b'x'; 1000]);
 }
 
 #[test]
-fn the_hint_is_exact_once_the_source_has_ended_but_not_in_front_of_trailers() {
-    let (upload, mut first) = ReplaySource::new(Source::new(&[data("abc")]), 9);
+fn size_hint_is_exact_after_source_has_ended_unless_trailers_follow() {
+    let (upload, mut first) = ReplaySource::new(ScriptedBody::new(&[data("abc")]), 9);
     assert_eq!(first.size_hint().exact(), None);
     send_all(&mut first);
     assert_eq!(next_attempt(&upload).unwrap().size_hint().exact(), Some(3));
 
-    // HTTP/1.1 sends trailers only behind a chunked body, which an exact length would rule out.
-    let (upload, mut first) = ReplaySource::new(Source::new(&[data("abc"), Step::Trailers]), 9);
+    // HTTP/1.1 sends trailers only after a chunked body, which an exact length would rule out.
+    let (upload, mut first) =
+        ReplaySource::new(ScriptedBody::new(&[data("abc"), Step::Trailers]), 9);
     send_all(&mut first);
     let mut again = next_attempt(&upload).unwrap();
     let hint = again.size_hint();
     assert_eq!((hint.lower(), hint.upper()), (3, None));
     assert_eq!(send_all(&mut again).trailers, Some(trailers()));
 
-    // Where the caller's body gave its length, the first attempt went without chunks too.
+    // If the length was known from the start, the first attempt was not chunked either.
     let steps = [data("abc"), Step::Trailers];
-    let source = Source::with_hint(&steps, SizeHint::with_exact(3));
+    let source = ScriptedBody::with_hint(&steps, SizeHint::with_exact(3));
     let (upload, mut first) = ReplaySource::new(source, 9);
     send_all(&mut first);
     assert_eq!(next_attempt(&upload).unwrap().size_hint().exact(), Some(3));
 }
 
 #[test]
-fn what_is_known_to_be_too_large_is_not_kept_but_can_be_sent_again_untouched() {
-    let large = || Source::with_hint(&[data("a"), data("b")], SizeHint::with_exact(2));
+fn body_known_to_exceed_limit_is_not_buffered_but_replayable_until_polled() {
+    let large = || ScriptedBody::with_hint(&[data("a"), data("b")], SizeHint::with_exact(2));
     let (upload, first) = ReplaySource::new(large(), 1);
     drop(first);
     let mut again = next_attempt(&upload).unwrap();
@@ -303,23 +305,23 @@ fn what_is_known_to_be_too_large_is_not_kept_but_can_be_sent_again_untouched() {
 
     let (upload, mut first) = ReplaySource::new(large(), 1);
     send(&mut first, 1, &mut Sent::default());
-    assert_eq!(lock(upload.source.as_ref().unwrap()).kept.len(), 0);
+    assert_eq!(lock(upload.shared.as_ref().unwrap()).buffer.len(), 0);
     assert!(!upload.pause());
 }
 
 #[test]
-fn frames_without_data_are_passed_on_and_not_hoarded() {
+fn empty_frames_are_passed_through_and_not_buffered() {
     let empty = vec![data(""); 100];
-    let (upload, mut first) = ReplaySource::new(Source::new(&empty), 0);
+    let (upload, mut first) = ReplaySource::new(ScriptedBody::new(&empty), 0);
     let mut sent = Sent::default();
     send(&mut first, 100, &mut sent);
-    assert_eq!(lock(upload.source.as_ref().unwrap()).kept.len(), 0);
+    assert_eq!(lock(upload.shared.as_ref().unwrap()).buffer.len(), 0);
     assert!(upload.pause());
 }
 
 #[test]
-fn a_body_that_panics_has_failed() {
-    let (upload, mut first) = ReplaySource::new(Source::new(&[data("ab"), Step::Panic]), 9);
+fn panicked_body_has_failed() {
+    let (upload, mut first) = ReplaySource::new(ScriptedBody::new(&[data("ab"), Step::Panic]), 9);
     send(&mut first, 1, &mut Sent::default());
     let panicked = catch_unwind(AssertUnwindSafe(|| send_all(&mut first)));
     assert!(panicked.is_err());
@@ -328,9 +330,9 @@ fn a_body_that_panics_has_failed() {
 }
 
 #[test]
-fn the_bodies_are_send_and_sync_whatever_the_source() {
+fn replay_body_is_send_sync_and_unpin() {
     fn check<T: Send + Sync + Unpin>(_: &T) {}
-    let (upload, body) = ReplaySource::new(Source::new(&[]), 1);
+    let (upload, body) = ReplaySource::new(ScriptedBody::new(&[]), 1);
     check(&body);
     drop(upload);
 }
@@ -359,14 +361,14 @@ fn whole(steps: &[Step]) -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn each_attempt_sends_what_the_source_has_or_an_error(
+    fn attempts_send_same_body_or_error(
         steps in steps(),
         limit in 0usize..900,
         cuts in proptest::collection::vec(0usize..42, 0..4),
     ) {
         let whole = whole(&steps);
         let fails = steps.contains(&Step::Fail);
-        let (mut upload, mut body) = ReplaySource::new(Source::new(&steps), limit);
+        let (mut upload, mut body) = ReplaySource::new(ScriptedBody::new(&steps), limit);
         let mut sent = Sent::default();
         for cut in cuts {
             send(&mut body, cut, &mut sent);
@@ -379,24 +381,25 @@ proptest! {
             };
             let superseded = send_all(&mut body);
             prop_assert!(superseded.data.is_empty());
-            // What was sent whole before has nothing left to fail.
+            // A body that had ended before cannot fail.
             prop_assert_eq!(superseded.error, (!ended).then(|| Superseded.to_string()));
-            let kept = &lock(upload.source.as_ref().unwrap()).kept;
-            let kept = (0..kept.len()).filter_map(|index| kept.get(index));
-            prop_assert!(kept.map(Bytes::len).sum::<usize>() <= limit);
+            let buffer = &lock(upload.shared.as_ref().unwrap()).buffer;
+            let chunks = (0..buffer.len()).filter_map(|index| buffer.get(index));
+            prop_assert!(chunks.map(Bytes::len).sum::<usize>() <= limit);
             body = next;
             sent = Sent::default();
         }
         if sent.error.is_none() {
             let hint = body.size_hint();
-            let left = (whole.len() - sent.data.len()) as u64;
-            prop_assert!(hint.lower() <= left && hint.upper().is_none_or(|upper| upper >= left));
+            let unsent = (whole.len() - sent.data.len()) as u64;
+            prop_assert!(hint.lower() <= unsent);
+            prop_assert!(hint.upper().is_none_or(|upper| upper >= unsent));
             send(&mut body, usize::MAX, &mut sent);
         }
         prop_assert_eq!(sent.error.is_some(), fails);
         prop_assert_eq!(sent.ended, !fails);
-        // Released, it has let go of the body.
-        prop_assert!(upload.source.is_none() || upload.has_failed() == fails);
+        // A released source has dropped the body.
+        prop_assert!(upload.shared.is_none() || upload.has_failed() == fails);
         prop_assert_eq!(&sent.data, &whole);
         prop_assert_eq!(sent.trailers.is_some(), steps.contains(&Step::Trailers));
     }

@@ -29,23 +29,23 @@ fn source(steps: Vec<Step>) -> impl Body<Data = Bytes, Error = io::Error> {
     StreamBody::new(futures_util::stream::iter(steps.into_iter().map(frame)))
 }
 
-/// All that a body yields: its data, and what came behind it.
+/// Reads a body to its end. Returns its data, and the trailers and errors after it.
 fn read<B: Body<Data = Bytes, Error = io::Error>>(body: B) -> (Vec<u8>, VecDeque<&'static str>) {
     let mut body = std::pin::pin!(body);
     let cx = &mut Context::from_waker(Waker::noop());
-    let (mut data, mut behind) = (Vec::new(), VecDeque::new());
+    let (mut data, mut after_data) = (Vec::new(), VecDeque::new());
     loop {
         match body.as_mut().poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                 Ok(bytes) => data.extend(bytes),
-                Err(_) => behind.push_back("trailers"),
+                Err(_) => after_data.push_back("trailers"),
             },
             Poll::Ready(Some(Err(_))) => {
-                behind.push_back("error");
-                return (data, behind);
+                after_data.push_back("error");
+                return (data, after_data);
             }
-            Poll::Ready(None) => return (data, behind),
-            Poll::Pending => panic!("nothing here waits"),
+            Poll::Ready(None) => return (data, after_data),
+            Poll::Pending => panic!("the sources of these tests are never pending"),
         }
     }
 }
@@ -58,7 +58,7 @@ fn peeked<B: Body>(body: B, limit: usize) -> PeekedBody<B> {
 }
 
 #[test]
-fn the_hints_tell_of_both_parts() {
+fn hints_account_for_buffered_and_unread_parts() {
     let body = || Full::new(Bytes::from_static(b"hello"));
     for limit in 0..10 {
         let body = ResponseBody::from(peeked(body(), limit));
@@ -71,21 +71,21 @@ fn the_hints_tell_of_both_parts() {
 }
 
 #[test]
-fn what_costs_no_bytes_is_bounded_too() {
+fn endless_empty_frames_are_bounded() {
     let endless = futures_util::stream::repeat_with(|| frame(Step::Data(Vec::new())));
     let mut peek = PeekedBody::new(StreamBody::new(endless));
     let cx = &mut Context::from_waker(Waker::noop());
-    // It gives the thread back in between, and comes to an end.
+    // Yields in between, and comes to an end.
     assert!(peek.poll_buffer(cx, 9).is_pending());
     while peek.poll_buffer(cx, 9).is_pending() {}
-    let mut budget = 100;
-    assert!(peek.poll_discard(cx, &mut budget).is_pending());
-    while peek.poll_discard(cx, &mut budget).is_pending() {}
+    let mut remaining = 100;
+    assert!(peek.poll_discard(cx, &mut remaining).is_pending());
+    while peek.poll_discard(cx, &mut remaining).is_pending() {}
 }
 
 proptest! {
     #[test]
-    fn what_was_read_is_put_back(
+    fn buffered_start_is_yielded_before_the_rest(
         chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..30), 0..10),
         end in prop_oneof![Just(None), Just(Some(Step::Trailers)), Just(Some(Step::Fail))],
         limit in 0usize..200,
