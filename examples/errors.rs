@@ -114,7 +114,7 @@ fn print(error: &Error) {
     let status = error.status().map_or(0, |status| status.as_u16());
     let key = match error {
         Error::Api(error) => error.error_code(),
-        Error::Transport(_) => None,
+        _ => None,
     };
     println!(
         "status={status} kind={:?} error={} attempts={} display=\"{error}\"",

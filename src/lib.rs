@@ -144,7 +144,8 @@ pub use self::{
     budget::RetryBudget,
     classify::{ApiErrorsAsFailures, ApiFailureClass, FailureKind, Retryability, RetryableFailure},
     error_for_status::{
-        ApiError, Error, ErrorForStatus, ErrorForStatusLayer, TransportError, error_for_status,
+        ApiError, Error, ErrorForStatus, ErrorForStatusLayer, RateGatedError, TransportError,
+        error_for_status,
     },
     outcome::{GiveUpReason, OutcomeHandle, RetryOutcome},
     policy::{IdempotencyKey, RequestOptions, RetryPolicy},
