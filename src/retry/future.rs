@@ -101,7 +101,7 @@ where
         }
         let started = Instant::now();
         let mut permit = call::permit(&policy, &request, started);
-        if permit.as_mut().is_some_and(|it| !it.leave_at_once(started)) {
+        if permit.as_mut().is_some_and(|it| !it.try_acquire(started)) {
             return Self::waiting(ready, policy, permit, request, started);
         }
         // Each part has a place of its own until the last of them is there: what is put together before

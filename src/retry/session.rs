@@ -134,7 +134,7 @@ where
     /// An attempt begins that waited.
     fn leave<T>(&mut self, request: &Request<T>) {
         if let Some(permit) = &mut self.permit {
-            permit.leave();
+            permit.depart();
         }
         self.policy.meter.attempt();
         self.observer.attempt(request, self.attempts);
@@ -152,7 +152,7 @@ where
     /// Whether a turn that came before the service got ready is still good.
     pub(super) fn is_still_free_to_leave(&mut self) -> bool {
         let permit = self.permit.as_mut();
-        permit.is_none_or(|permit| permit.confirm(Instant::now()))
+        permit.is_none_or(|permit| permit.revalidate(Instant::now()))
     }
 
     pub(super) fn line_up<F, R: Body, E>(&self) -> Next<F, R, E> {
@@ -172,7 +172,7 @@ where
             return Poll::Ready(Ok(()));
         };
         loop {
-            match permit.ask(Instant::now(), Some(cx.waker())) {
+            match permit.poll_acquire(Instant::now(), cx.waker()) {
                 Acquire::Granted(_) => return Poll::Ready(Ok(())),
                 Acquire::Expired(come_back) => return Poll::Ready(Err(come_back)),
                 Acquire::Wait(None) => return Poll::Pending,
@@ -293,7 +293,7 @@ where
         let kind = transport::classify_error(&error);
         self.observer.broke(kind);
         if let Some(permit) = &mut self.permit {
-            permit.lost();
+            permit.on_error();
         }
         let classifier = self.classifier.take();
         let retryability = match classifier.map(|it| it.classify_error(&error)) {
@@ -340,7 +340,7 @@ where
                 _ => policy.delays().next().unwrap_or_default(),
             },
         };
-        permit.answered(Instant::now(), response.status(), response.headers(), wait);
+        permit.on_response(Instant::now(), response.status(), response.headers(), wait);
         policy.meter.gate(policy.gate.as_ref());
     }
 
