@@ -101,9 +101,10 @@ impl RetryOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GiveUpReason {
-    /// The contract says that this failure is not to be retried; or the inner service did not get
-    /// ready again, and its error is final.
+    /// The classifier marks the failure as never retryable.
     NotRetryable,
+    /// The inner service failed in `poll_ready` for a retry; its error is final.
+    ServiceNotReady,
     /// The access token is invalid or has expired; sending it again changes nothing.
     InvalidToken,
     /// The number of retries is used up, or the schedule has ended.
@@ -129,6 +130,7 @@ impl GiveUpReason {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::NotRetryable => "not_retryable",
+            Self::ServiceNotReady => "service_not_ready",
             Self::InvalidToken => "invalid_token",
             Self::RetriesExhausted => "retries_exhausted",
             Self::NotIdempotent => "not_idempotent",

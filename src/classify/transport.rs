@@ -31,7 +31,7 @@ pub(crate) fn is_graceful_goaway<E: 'static>(_: &E) -> bool {
 }
 
 /// Downcasts `E`, which need not implement [`Error`], to a recognised error type.
-fn as_error<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
+pub(crate) fn as_error<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
     let any: &dyn Any = error;
     if let Some(boxed) = any.downcast_ref::<BoxError>() {
         return Some(&**boxed);
@@ -52,7 +52,7 @@ fn as_error<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
     None
 }
 
-fn classify_chain(error: &(dyn Error + 'static)) -> FailureKind {
+pub(crate) fn classify_chain(error: &(dyn Error + 'static)) -> FailureKind {
     let mut kinds = sources(error).filter_map(classify_one);
     kinds.next().unwrap_or(FailureKind::Other)
 }

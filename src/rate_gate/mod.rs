@@ -1,4 +1,4 @@
-//! What all clones of a gate know of the server's rate limit, and how requests keep to it.
+//! Client-side rate limiting driven by the responses of the server.
 
 mod pacing;
 mod queue;
@@ -15,27 +15,50 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
 pub(crate) use self::queue::Acquire;
-use self::{queue::Queue, quota::quota};
+use self::{queue::Queue, quota::Quota};
 
-/// A gate that lets requests out no faster than the server's rate limit allows, as far as that is known.
+/// A client-side rate limiter that follows the rate limit of the server.
 ///
-/// A 429 closes it until the server's `Retry-After`, or for as long as the retry waits where there is
-/// none. While it is closed no attempt leaves, neither a first one nor a later one; waiting costs no
-/// attempt and no budget. It then opens paced, at the rate that it has learned: from what the server
-/// states on any response (`RateLimit` and `RateLimit-Policy` of draft-ietf-httpapi-ratelimit-headers-10,
-/// the older `RateLimit-Limit`, `-Remaining` and `-Reset`, and their `X-` forms), or else from its own
-/// successes and 429s. Requests leave in the order in which they came.
+/// All clones share one state. Use one gate per quota: give clones of it to the policies of all clients
+/// that share the quota, and to no others.
 ///
-/// A request whose turn would come only after its
-/// [`max_elapsed`](crate::RetryPolicy::max_elapsed) is answered at once, with a 429 of the layer's own,
-/// marked as [`GiveUpReason::RateGated`](crate::GiveUpReason::RateGated): it has no body, and its
-/// `Retry-After`, which the outcome has too, tells when to come back.
+/// Each attempt, first or retry, needs a permit from the gate. Requests get permits in the order in which
+/// they arrived (FIFO), and a retry keeps the position of its request. Time in the queue counts neither as
+/// an attempt nor against the [`RetryBudget`](crate::RetryBudget).
 ///
-/// The order holds because each waits for the one before: a call that is held and not polled, in a
-/// `select!` say, holds those behind it up until it is polled or dropped.
+/// # Closing
 ///
-/// One gate stands for one quota: give clones of it to the policies of all clients that share the quota,
-/// and to no others.
+/// A 429 closes the gate for its `Retry-After`, or for the backoff delay if it has none. An exhausted
+/// advertised quota closes it until the reset. No attempt is sent while the gate is closed. One closure
+/// lasts at most 60 s by default; see [`with_max_closed`](Self::with_max_closed).
+///
+/// # Pacing
+///
+/// A new gate does not limit the rate. Once a limit is known, permits are spaced evenly, at no less than
+/// one permit in 5 s. The rate comes from
+///
+/// 1. the quota that the server advertises in a response of any status: `RateLimit` and
+///    `RateLimit-Policy` ([draft-ietf-httpapi-ratelimit-headers-10]), or the older `RateLimit-Limit`,
+///    `RateLimit-Remaining` and `RateLimit-Reset`, or their `X-RateLimit-` forms. A 429 that contradicts
+///    the quota disables this source for 30 s;
+/// 2. otherwise an estimate from accepted requests and 429s, which decreases after a 429 and then probes
+///    for a higher rate.
+///
+/// # Local 429
+///
+/// A request whose permit would come after its [`max_elapsed`](crate::RetryPolicy::max_elapsed) is not
+/// queued any longer. It gets a 429 from the layer, with an empty body and a `Retry-After`, and an outcome
+/// with [`GiveUpReason::RateGated`](crate::GiveUpReason::RateGated) and the same
+/// [`retry_after`](crate::RetryOutcome::retry_after).
+///
+/// # Cancellation
+///
+/// A dropped call leaves the queue. A call that is kept but not polled, for example in a `select!` loop,
+/// blocks the requests queued after it.
+///
+/// # Examples
+///
+/// Two clients that share a quota:
 ///
 /// ```
 /// use tower_http_retry::{RateGate, RetryLayer, RetryPolicy};
@@ -43,41 +66,49 @@ use self::{queue::Queue, quota::quota};
 /// let gate = RateGate::new();
 /// let accounts = RetryLayer::new(RetryPolicy::new().rate_gate(gate.clone()));
 /// let payments = RetryLayer::new(RetryPolicy::new().rate_gate(gate.clone()));
-/// assert_eq!((gate.queue_len(), gate.time_until_open()), (0, None));
+///
+/// assert_eq!(gate.queue_len(), 0);
+/// assert_eq!(gate.time_until_open(), None);
+/// assert_eq!(gate.pacing_interval(), None);
 /// ```
+///
+/// [draft-ietf-httpapi-ratelimit-headers-10]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-10
 #[derive(Clone)]
 pub struct RateGate {
     queue: Arc<Queue>,
 }
 
 impl RateGate {
-    /// An open gate that knows of no limit yet, and that no server can close for longer than 60 s at a
-    /// time.
+    /// Creates an open gate without a known limit, which closes for at most 60 s at a time.
     pub fn new() -> Self {
         Self::with_max_closed(Duration::from_secs(60))
     }
 
-    /// An open gate that no server can close for longer than `limit` at a time.
+    /// Creates an open gate without a known limit, which closes for at most `limit` at a time.
     ///
-    /// A request that was itself told to wait longer waits that long all the same.
+    /// The limit bounds the effect of a wrong `Retry-After` or reset time on all requests. It does not
+    /// shorten the delay of the request that received the 429. A limit above one year is reduced to one
+    /// year.
     pub fn with_max_closed(limit: Duration) -> Self {
         Self {
             queue: Arc::new(Queue::new(limit)),
         }
     }
 
-    /// How many requests wait for their turn.
+    /// Returns the number of queued requests.
     pub fn queue_len(&self) -> usize {
-        self.queue.state(Instant::now()).0
+        self.queue.snapshot(Instant::now()).queue_len
     }
 
-    /// For how long the gate is still closed, by a 429 or because the server's quota is used up; `None`
-    /// while it is open.
+    /// Returns the time until the gate opens, or `None` if it is open.
+    ///
+    /// A gate is closed after a 429 and while the advertised quota is exhausted. The spacing between
+    /// permits is not part of it; see [`pacing_interval`](Self::pacing_interval).
     pub fn time_until_open(&self) -> Option<Duration> {
-        self.queue.state(Instant::now()).1
+        self.queue.snapshot(Instant::now()).time_until_open
     }
 
-    /// The time between two requests at the present pace; `None` while nothing is known to limit them.
+    /// Returns the current time between two permits, at most 5 s, or `None` if no limit is known.
     pub fn pacing_interval(&self) -> Option<Duration> {
         let interval = self.queue.interval();
         (!interval.is_zero()).then_some(interval)
@@ -100,109 +131,138 @@ impl fmt::Debug for RateGate {
     }
 }
 
-/// One request at the gate, over all its attempts: it keeps its place in the order of arrival.
+/// A handle of one request at the gate, which acquires one permit per attempt.
+///
+/// The id, and with it the position in the queue, is the same for all attempts.
+///
+/// | state | event | condition | next state | effect |
+/// |---|---|---|---|---|
+/// | `Idle`, `Queued` | [`poll_acquire`](Self::poll_acquire) | permit available | `Granted` | dequeues |
+/// | | | not available before the deadline | `Idle` | dequeues |
+/// | | | otherwise | `Queued` | enqueues |
+/// | `Idle` | [`try_acquire`](Self::try_acquire) | permit available | `InFlight` | |
+/// | | | otherwise | `Idle` | |
+/// | `Granted` | [`revalidate`](Self::revalidate) | permit valid | `Granted` | |
+/// | | | expired, another one available | `Granted` | releases the old permit |
+/// | | | otherwise | `Idle` | releases the permit |
+/// | `Granted` | [`depart`](Self::depart) | | `InFlight` | |
+/// | `InFlight` | [`on_response`](Self::on_response) | 429 | `Idle` | closes the gate |
+/// | | | otherwise | `Idle` | counts as accepted |
+/// | `InFlight` | [`on_error`](Self::on_error) | | `Idle` | |
+/// | `Queued` | drop | | | dequeues |
+/// | `Granted` | drop | | | releases the permit |
+/// | `InFlight` | drop | | | as `on_error` |
+///
+/// `depart`, `on_response` and `on_error` have no effect in other states.
 pub(crate) struct Permit {
     queue: Arc<Queue>,
-    number: u64,
-    /// A later turn is of no use.
-    latest: Option<Instant>,
-    place: Place,
+    id: u64,
+    /// The time by which a permit is needed; `None` if there is no deadline.
+    deadline: Option<Instant>,
+    state: PermitState,
 }
 
 #[derive(Clone, Copy)]
-enum Place {
-    Outside,
-    InLine,
-    /// It may leave: the gate had closed that often, and it was then.
-    Free(u64, Instant),
-    /// Under way since the gate had closed so often.
-    UnderWay(u64),
+enum PermitState {
+    Idle,
+    Queued,
+    Granted { epoch: u64, granted_at: Instant },
+    InFlight { epoch: u64 },
 }
 
 impl Permit {
-    /// `latest` is when the last attempt may start; without it, whenever.
-    pub(crate) fn new(gate: &RateGate, latest: Option<Instant>) -> Self {
+    /// Creates an idle handle. The last attempt may start at `deadline`; `None` means no deadline.
+    pub(crate) fn new(gate: &RateGate, deadline: Option<Instant>) -> Self {
         Self {
             queue: gate.queue.clone(),
-            number: gate.queue.number(),
-            latest,
-            place: Place::Outside,
+            id: gate.queue.next_id(),
+            deadline,
+            state: PermitState::Idle,
         }
     }
 
-    /// Asks to leave; with a `waker`, stays in line for it.
-    pub(crate) fn ask(&mut self, now: Instant, waker: Option<&Waker>) -> Acquire {
-        let turn = self.queue.ask(self.number, now, self.latest, waker);
-        self.place = match turn {
-            Acquire::Granted(closings) => Place::Free(closings, now),
-            Acquire::Wait(_) if waker.is_some() => Place::InLine,
-            Acquire::Wait(_) | Acquire::Expired(_) => Place::Outside,
-        };
-        turn
+    /// Requests a permit and enqueues if there is none yet.
+    pub(crate) fn poll_acquire(&mut self, now: Instant, waker: &Waker) -> Acquire {
+        self.acquire(now, Some(waker))
     }
 
-    /// The request leaves, where it is let out at once; otherwise it does not wait in line yet.
-    pub(crate) fn leave_at_once(&mut self, now: Instant) -> bool {
-        let may_leave = matches!(self.ask(now, None), Acquire::Granted(_));
-        self.leave();
-        may_leave
+    /// Departs if a permit is available at once, without enqueueing; returns whether it departed.
+    pub(crate) fn try_acquire(&mut self, now: Instant) -> bool {
+        let granted = matches!(self.acquire(now, None), Acquire::Granted(_));
+        self.depart();
+        granted
     }
 
-    /// Whether the turn is still good when the request is about to leave, or another is to be had at
-    /// once.
-    pub(crate) fn confirm(&mut self, now: Instant) -> bool {
-        if let Place::Free(closings, given) = self.place {
-            self.place = Place::Outside;
-            if self.queue.confirm(closings, given, now) {
-                self.place = Place::Free(closings, given);
+    /// Returns whether the request may depart now: either its permit is still valid, or another one is
+    /// available at once.
+    pub(crate) fn revalidate(&mut self, now: Instant) -> bool {
+        if let PermitState::Granted { epoch, granted_at } = self.state {
+            self.state = PermitState::Idle;
+            if self.queue.validate_or_release(epoch, granted_at, now) {
+                self.state = PermitState::Granted { epoch, granted_at };
                 return true;
             }
         }
-        matches!(self.ask(now, None), Acquire::Granted(_))
+        matches!(self.acquire(now, None), Acquire::Granted(_))
     }
 
-    /// The request leaves.
-    pub(crate) fn leave(&mut self) {
-        if let Place::Free(closings, _) = self.place {
-            self.place = Place::UnderWay(closings);
+    /// Marks the request as in flight.
+    pub(crate) fn depart(&mut self) {
+        if let PermitState::Granted { epoch, .. } = self.state {
+            self.state = PermitState::InFlight { epoch };
         }
     }
 
-    /// The server has answered. Refused, the gate closes for `wait`.
-    pub(crate) fn answered(
+    /// Updates the gate from a response. A 429 closes it for `closed_for`.
+    pub(crate) fn on_response(
         &mut self,
         now: Instant,
         status: StatusCode,
         headers: &HeaderMap,
-        wait: impl FnOnce() -> Duration,
+        closed_for: impl FnOnce() -> Duration,
     ) {
-        let Place::UnderWay(closings) = self.place else {
+        let PermitState::InFlight { epoch } = self.state else {
             return;
         };
-        self.place = Place::Outside;
-        let quota = quota(headers, SystemTime::now());
+        self.state = PermitState::Idle;
+        let quota = Quota::from_headers(headers, SystemTime::now());
         match status {
-            StatusCode::TOO_MANY_REQUESTS => self.queue.refused(closings, now, wait(), quota),
-            _ => self.queue.accepted(now, quota),
+            StatusCode::TOO_MANY_REQUESTS => {
+                self.queue.on_rejected(epoch, now, closed_for(), quota);
+            }
+            _ => self.queue.on_accepted(now, quota),
         }
     }
 
-    /// No answer came.
-    pub(crate) fn lost(&mut self) {
-        if let Place::UnderWay(_) = self.place {
-            self.place = Place::Outside;
-            self.queue.lost(Instant::now());
+    /// Records that an attempt ended without a response.
+    pub(crate) fn on_error(&mut self) {
+        if let PermitState::InFlight { .. } = self.state {
+            self.state = PermitState::Idle;
+            self.queue.on_error(Instant::now());
         }
+    }
+
+    fn acquire(&mut self, now: Instant, waker: Option<&Waker>) -> Acquire {
+        let result = self.queue.acquire(self.id, now, self.deadline, waker);
+        self.state = match result {
+            Acquire::Granted(epoch) => PermitState::Granted {
+                epoch,
+                granted_at: now,
+            },
+            Acquire::Wait(_) if waker.is_some() => PermitState::Queued,
+            Acquire::Wait(_) | Acquire::Expired(_) => PermitState::Idle,
+        };
+        result
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        match self.place {
-            Place::Outside => {}
-            Place::InLine => self.queue.give_up(self.number),
-            Place::Free(..) => self.queue.unsent(Instant::now()),
-            Place::UnderWay(_) => self.queue.lost(Instant::now()),
+        match self.state {
+            PermitState::Idle => {}
+            PermitState::Queued => self.queue.cancel(self.id),
+            PermitState::Granted { .. } => self.queue.release(Instant::now()),
+            PermitState::InFlight { .. } => self.queue.on_error(Instant::now()),
         }
     }
 }

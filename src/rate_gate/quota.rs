@@ -1,77 +1,132 @@
-//! What a server says of its rate limit, in the headers of any response.
+//! Parsing of the rate-limit fields of a response.
 
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName};
 
-/// A rate limit as the server states it.
+/// A rate limit that a server advertises.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Quota {
-    /// How many requests a window allows.
+    /// The number of requests that a window allows.
     pub(crate) limit: u64,
-    /// How many of them are left.
+    /// The number of requests that remain in the current window.
     pub(crate) remaining: u64,
-    /// When there will be more, counted from the response.
+    /// The time from the response to the next window.
     pub(crate) reset: Duration,
-    /// How long a window is, where the server says so.
+    /// The length of a window, if advertised.
     pub(crate) window: Option<Duration>,
 }
 
-/// The rate limit that `headers` state; `None` where they state none, or one that makes no sense.
-///
-/// Read are, in this order: `RateLimit` with `RateLimit-Policy`
-/// (draft-ietf-httpapi-ratelimit-headers-10: `"name";r=50;t=30` and `"name";q=100;w=60`), and the
-/// older `RateLimit-Limit`, `-Remaining` and `-Reset` and their `X-` forms, whose reset is in seconds
-/// or, where it is far off, an epoch in seconds. Of several policies, the one with the least left
-/// counts; one that counts anything but requests (its `qu`: bytes, or calls at the same time) does not.
-pub(crate) fn quota(headers: &HeaderMap, now: SystemTime) -> Option<Quota> {
-    let quota = structured(headers)
-        .or_else(|| triple(headers, &TRIPLE, now))
-        .or_else(|| triple(headers, &X_TRIPLE, now))?;
-    let sound = quota.limit > 0
-        && quota.remaining <= quota.limit
-        && quota.reset <= FURTHEST_RESET
-        && quota.window.is_none_or(|window| !window.is_zero());
-    sound.then_some(quota)
-}
+/// Longer times to a reset are treated as malformed: they are more likely in milliseconds than real.
+const MAX_RESET: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// A week: a reset further off is more likely a mistake, milliseconds for seconds say, than a quota.
-const FURTHEST_RESET: Duration = Duration::from_secs(7 * 24 * 3600);
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-fn structured(headers: &HeaderMap) -> Option<Quota> {
-    let states = items(headers, RATELIMIT);
-    let policies: Vec<_> = items(headers, POLICY).collect();
-    let quotas = states.filter_map(|state| {
-        let mut policies = policies.iter();
-        let policy = policies.find(|it| it.name == state.name && it.counts_requests())?;
-        Some(Quota {
-            limit: policy.get("q")?,
-            remaining: state.get("r")?,
-            reset: Duration::from_secs(state.get("t").or(policy.get("w"))?),
-            window: policy.get("w").map(Duration::from_secs),
+/// The names of the limit, the remaining requests and the reset, in older drafts.
+const LEGACY: [HeaderName; 3] = [
+    HeaderName::from_static("ratelimit-limit"),
+    HeaderName::from_static("ratelimit-remaining"),
+    HeaderName::from_static("ratelimit-reset"),
+];
+const X_LEGACY: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit"),
+    HeaderName::from_static("x-ratelimit-remaining"),
+    HeaderName::from_static("x-ratelimit-reset"),
+];
+
+impl Quota {
+    /// Parses the quota in `headers`; returns `None` if absent or invalid.
+    ///
+    /// The first of these forms that is present:
+    ///
+    /// 1. `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10), for example
+    ///    `"name";r=50;t=30` and `"name";q=100;w=60`;
+    /// 2. `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (draft 06 and before);
+    /// 3. `X-RateLimit-Limit`, `X-RateLimit-Remaining` and `X-RateLimit-Reset`.
+    ///
+    /// The reset of the last two is in seconds, or a Unix timestamp. Of several policies, the one with the
+    /// fewest remaining requests counts. Policies with another quota unit (`qu`) than requests are ignored.
+    pub(crate) fn from_headers(headers: &HeaderMap, now: SystemTime) -> Option<Self> {
+        let quota = Self::from_structured_fields(headers)
+            .or_else(|| Self::from_legacy_headers(headers, &LEGACY, now))
+            .or_else(|| Self::from_legacy_headers(headers, &X_LEGACY, now))?;
+        let valid = quota.limit > 0
+            && quota.remaining <= quota.limit
+            && quota.reset <= MAX_RESET
+            && quota.window.is_none_or(|window| !window.is_zero());
+        valid.then_some(quota)
+    }
+
+    fn from_structured_fields(headers: &HeaderMap) -> Option<Self> {
+        let limits = items(headers, RATELIMIT);
+        let policies: Vec<_> = items(headers, POLICY).collect();
+        let quotas = limits.filter_map(|limit| {
+            let mut policies = policies.iter();
+            let policy =
+                policies.find(|policy| policy.name == limit.name && policy.counts_requests())?;
+            Some(Self {
+                limit: policy.integer("q")?,
+                remaining: limit.integer("r")?,
+                reset: Duration::from_secs(limit.integer("t").or(policy.integer("w"))?),
+                window: policy.integer("w").map(Duration::from_secs),
+            })
+        });
+        quotas.min_by_key(|quota| quota.remaining)
+    }
+
+    fn from_legacy_headers(
+        headers: &HeaderMap,
+        names: &[HeaderName; 3],
+        now: SystemTime,
+    ) -> Option<Self> {
+        // Values from 10⁹ are Unix timestamps: as a number of seconds that is 31 years.
+        const MIN_TIMESTAMP: u64 = 1_000_000_000;
+
+        let [limit, remaining, reset] = names;
+        let reset = match leading_integer(headers, reset)? {
+            timestamp @ MIN_TIMESTAMP.. => {
+                let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+                Duration::from_secs(timestamp).saturating_sub(now)
+            }
+            seconds => Duration::from_secs(seconds),
+        };
+        Some(Self {
+            limit: leading_integer(headers, limit)?,
+            remaining: leading_integer(headers, remaining)?,
+            reset,
+            window: None,
         })
-    });
-    quotas.min_by_key(|quota| quota.remaining)
+    }
 }
 
-/// An item of a structured list with parameters (RFC 9651), as far as it is needed here.
+/// Parses the first number of a header. Older drafts allow policies after the limit, as in
+/// `100, 100;w=60`.
+fn leading_integer(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    let value = headers.get(name)?.to_str().ok()?;
+    let first = value.split([',', ';']).next()?.trim();
+    first.parse().ok()
+}
+
+/// An item of a list with parameters (RFC 9651). Only the syntax that rate-limit fields use is supported.
 struct Item<'a> {
     name: &'a str,
     parameters: Vec<(&'a str, &'a str)>,
 }
 
 impl Item<'_> {
-    fn get(&self, key: &str) -> Option<u64> {
-        self.text(key)?.parse().ok()
+    fn integer(&self, key: &str) -> Option<u64> {
+        self.parameter(key)?.parse().ok()
     }
 
     fn counts_requests(&self) -> bool {
         // The drafts have both `request` and `requests`.
-        let unit = self.text("qu").map(|unit| unit.trim_matches('"'));
+        let unit = self.parameter("qu").map(|unit| unit.trim_matches('"'));
         unit.is_none_or(|unit| matches!(unit, "request" | "requests"))
     }
 
-    fn text(&self, key: &str) -> Option<&str> {
+    /// Returns the last parameter of this name, as RFC 9651 requires.
+    fn parameter(&self, key: &str) -> Option<&str> {
         let mut found = self.parameters.iter().filter(|(name, _)| *name == key);
         found.next_back().map(|(_, value)| *value)
     }
@@ -93,44 +148,6 @@ fn items<'a>(headers: &'a HeaderMap, name: HeaderName) -> impl Iterator<Item = I
     })
 }
 
-const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const TRIPLE: [HeaderName; 3] = [
-    HeaderName::from_static("ratelimit-limit"),
-    HeaderName::from_static("ratelimit-remaining"),
-    HeaderName::from_static("ratelimit-reset"),
-];
-const X_TRIPLE: [HeaderName; 3] = [
-    HeaderName::from_static("x-ratelimit-limit"),
-    HeaderName::from_static("x-ratelimit-remaining"),
-    HeaderName::from_static("x-ratelimit-reset"),
-];
-
-fn triple(headers: &HeaderMap, names: &[HeaderName; 3], now: SystemTime) -> Option<Quota> {
-    let [limit, remaining, reset] = names;
-    let number = |name: &HeaderName| -> Option<u64> {
-        let value = headers.get(name)?.to_str().ok()?;
-        // `100, 100;w=60` was in use: the first number is the limit in force.
-        let first = value.split([',', ';']).next()?.trim();
-        first.parse().ok()
-    };
-    // Below, a number of seconds; above, a point in time: 10⁹ s since 1970 was in 2001.
-    const EPOCH: u64 = 1_000_000_000;
-    let reset = match number(reset)? {
-        epoch @ EPOCH.. => {
-            let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-            Duration::from_secs(epoch).saturating_sub(now)
-        }
-        seconds => Duration::from_secs(seconds),
-    };
-    Some(Quota {
-        limit: number(limit)?,
-        remaining: number(remaining)?,
-        reset,
-        window: None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,24 +156,25 @@ mod tests {
 
     const NOW: u64 = 1_700_000_000;
 
-    fn read(pairs: &[(&'static str, &str)]) -> Option<(u64, u64, u64, Option<u64>)> {
+    /// Parses the limit, the remaining requests, the reset and the window.
+    fn parse(pairs: &[(&'static str, &str)]) -> Option<(u64, u64, u64, Option<u64>)> {
         let pairs = pairs.iter().map(|(name, value)| {
             let name = HeaderName::from_static(name);
             (name, HeaderValue::from_str(value).unwrap())
         });
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW);
-        let quota = quota(&HeaderMap::from_iter(pairs), now)?;
+        let quota = Quota::from_headers(&HeaderMap::from_iter(pairs), now)?;
         let window = quota.window.map(|window| window.as_secs());
         Some((quota.limit, quota.remaining, quota.reset.as_secs(), window))
     }
 
     #[test]
-    fn each_form_is_read() {
+    fn parses_structured_and_legacy_fields() {
         let draft = [
             ("ratelimit-policy", "\"default\";q=100;w=10"),
             ("ratelimit", "\"default\";r=50;t=3"),
         ];
-        assert_eq!(read(&draft), Some((100, 50, 3, Some(10))));
+        assert_eq!(parse(&draft), Some((100, 50, 3, Some(10))));
         let two = [
             (
                 "ratelimit-policy",
@@ -164,7 +182,7 @@ mod tests {
             ),
             ("ratelimit", "\"daily\";r=7;t=500, \"burst\";r=60;t=1"),
         ];
-        assert_eq!(read(&two), Some((1000, 7, 500, Some(86400))));
+        assert_eq!(parse(&two), Some((1000, 7, 500, Some(86400))));
         let units = [
             (
                 "ratelimit-policy",
@@ -172,24 +190,24 @@ mod tests {
             ),
             ("ratelimit", "\"load\";r=1;t=60, \"calls\";r=60;t=5"),
         ];
-        assert_eq!(read(&units), Some((100, 60, 5, Some(10))));
+        assert_eq!(parse(&units), Some((100, 60, 5, Some(10))));
         let older = [
             ("ratelimit-limit", "100"),
             ("ratelimit-remaining", "0"),
             ("ratelimit-reset", "8"),
         ];
-        assert_eq!(read(&older), Some((100, 0, 8, None)));
+        assert_eq!(parse(&older), Some((100, 0, 8, None)));
         let epoch = (NOW + 30).to_string();
         let x = [
             ("x-ratelimit-limit", "5000"),
             ("x-ratelimit-remaining", "4999"),
             ("x-ratelimit-reset", &epoch),
         ];
-        assert_eq!(read(&x), Some((5000, 4999, 30, None)));
+        assert_eq!(parse(&x), Some((5000, 4999, 30, None)));
     }
 
     #[test]
-    fn what_is_malformed_contradictory_or_absurd_is_ignored() {
+    fn ignores_malformed_or_implausible_quotas() {
         let cases: &[&[(&'static str, &str)]] = &[
             &[],
             &[("ratelimit", "\"default\";r=50;t=3")],
@@ -234,25 +252,25 @@ mod tests {
             ],
         ];
         for case in cases {
-            assert_eq!(read(case), None, "{case:?}");
+            assert_eq!(parse(case), None, "{case:?}");
         }
     }
 
     #[test]
-    fn a_reset_in_the_past_is_now() {
+    fn past_timestamp_is_a_reset_of_zero() {
         let x = [
             ("x-ratelimit-limit", "10"),
             ("x-ratelimit-remaining", "0"),
             ("x-ratelimit-reset", "1600000000"),
         ];
-        assert_eq!(read(&x), Some((10, 0, 0, None)));
+        assert_eq!(parse(&x), Some((10, 0, 0, None)));
     }
 
     proptest! {
         #[test]
-        fn no_header_makes_it_panic(value in "[ -~]{0,60}", other in "[ -~]{0,60}") {
+        fn parsing_arbitrary_fields_does_not_panic(value in "[ -~]{0,60}", other in "[ -~]{0,60}") {
             for name in ["ratelimit", "ratelimit-limit", "x-ratelimit-limit"] {
-                read(&[(name, &value), ("ratelimit-policy", &other), ("ratelimit-reset", &other)]);
+                parse(&[(name, &value), ("ratelimit-policy", &other), ("ratelimit-reset", &other)]);
             }
         }
     }

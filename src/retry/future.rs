@@ -105,7 +105,7 @@ where
         let mut permit = session::new_permit(&policy.config, &request, started);
         if permit
             .as_mut()
-            .is_some_and(|permit| !permit.leave_at_once(started))
+            .is_some_and(|permit| !permit.try_acquire(started))
         {
             return Self::new_queued(service, policy, permit, request, started);
         }

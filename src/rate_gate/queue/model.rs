@@ -1,4 +1,4 @@
-//! What may happen at the same time, checked in every order.
+//! Loom models: every interleaving of concurrent calls to the queue.
 
 use std::{future::poll_fn, task::Poll};
 
@@ -9,85 +9,84 @@ use crate::sync::Arc;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A gate that was closed for a second at `now`.
+/// Creates a queue whose gate was closed for a second at `now`.
 fn closed(now: Instant) -> Arc<Queue> {
     let queue = Arc::new(Queue::new(60 * SECOND));
-    let number = queue.number();
-    assert_eq!(queue.ask(number, now, None, None), Acquire::Granted(0));
-    queue.refused(0, now, SECOND, None);
+    let id = queue.next_id();
+    assert_eq!(queue.acquire(id, now, None, None), Acquire::Granted(0));
+    queue.on_rejected(0, now, SECOND, None);
     queue
 }
 
-/// Stays in line until the turn comes, or a time is told at which to ask again.
-fn wait(queue: &Queue, number: u64, now: Instant) -> Acquire {
+/// Waits in the queue until the permit is granted, or the time at which to poll again is known.
+fn wait(queue: &Queue, id: u64, now: Instant) -> Acquire {
     block_on(poll_fn(|cx| {
-        match queue.ask(number, now, None, Some(cx.waker())) {
+        match queue.acquire(id, now, None, Some(cx.waker())) {
             Acquire::Wait(None) => Poll::Pending,
-            turn => Poll::Ready(turn),
+            result => Poll::Ready(result),
         }
     }))
 }
 
 #[test]
-fn whoever_gives_up_wakes_the_next() {
+fn cancelled_waiter_wakes_next() {
     let now = Instant::now();
     loom::model(move || {
         let queue = closed(now);
-        let (first, second) = (queue.number(), queue.number());
-        let waits = {
+        let (first, second) = (queue.next_id(), queue.next_id());
+        let waiter = {
             let queue = queue.clone();
             thread::spawn(move || wait(&queue, second, now))
         };
         wait(&queue, first, now);
-        queue.give_up(first);
+        queue.cancel(first);
         let opening = now + SECOND;
-        assert_eq!(waits.join().unwrap(), Acquire::Wait(Some(opening)));
+        assert_eq!(waiter.join().unwrap(), Acquire::Wait(Some(opening)));
     });
 }
 
 #[test]
-fn whoever_leaves_wakes_the_next_and_no_two_leave_at_once() {
+fn departure_wakes_next_and_only_one_permit_is_granted() {
     let (now, open) = (Instant::now(), Instant::now() + 2 * SECOND);
     loom::model(move || {
         let queue = closed(now);
-        let (first, second) = (queue.number(), queue.number());
-        let other = {
+        let (first, second) = (queue.next_id(), queue.next_id());
+        let waiter = {
             let queue = queue.clone();
             thread::spawn(move || wait(&queue, second, open))
         };
-        let turns = [wait(&queue, first, open), other.join().unwrap()];
-        // The pace after a refusal of all is one request in more than a second.
-        let left = turns
+        let results = [wait(&queue, first, open), waiter.join().unwrap()];
+        // The interval is longer than a second, because no request was accepted.
+        let granted = results
             .iter()
-            .filter(|turn| matches!(turn, Acquire::Granted(_)));
-        assert_eq!(left.count(), 1, "{turns:?}");
+            .filter(|result| matches!(result, Acquire::Granted(_)));
+        assert_eq!(granted.count(), 1, "{results:?}");
     });
 }
 
 #[test]
-fn a_turn_is_not_good_any_more_once_the_gate_has_closed() {
+fn permit_is_invalid_after_gate_closes() {
     let now = Instant::now();
     loom::model(move || {
         let queue = Arc::new(Queue::new(60 * SECOND));
-        let (first, second) = (queue.number(), queue.number());
-        let Acquire::Granted(closings) = queue.ask(first, now, None, None) else {
-            panic!("an open gate")
+        let (first, second) = (queue.next_id(), queue.next_id());
+        let Acquire::Granted(epoch) = queue.acquire(first, now, None, None) else {
+            panic!("the gate is open")
         };
-        let refused = {
+        let rejection = {
             let queue = queue.clone();
-            thread::spawn(move || queue.refused(closings, now, SECOND, None))
+            thread::spawn(move || queue.on_rejected(epoch, now, SECOND, None))
         };
-        let turn = queue.ask(second, now, None, None);
-        let good = match turn {
-            Acquire::Granted(closings) => queue.confirm(closings, now, now),
+        let result = queue.acquire(second, now, None, None);
+        let valid = match result {
+            Acquire::Granted(epoch) => queue.validate_or_release(epoch, now, now),
             _ => false,
         };
-        refused.join().unwrap();
-        // Whatever left did so before the gate closed; from now on nothing does.
-        let (_, time_until_open) = queue.state(now);
-        assert_eq!(time_until_open, Some(SECOND));
-        if let (Acquire::Granted(closings), true) = (turn, good) {
-            assert!(!queue.confirm(closings, now, now));
+        rejection.join().unwrap();
+        // A valid permit was validated before the gate closed; none is valid from here on.
+        assert_eq!(queue.snapshot(now).time_until_open, Some(SECOND));
+        if let (Acquire::Granted(epoch), true) = (result, valid) {
+            assert!(!queue.validate_or_release(epoch, now, now));
         }
     });
 }

@@ -258,7 +258,7 @@ where
             let _ = request.headers_mut().try_insert(name, attempt.into());
         }
         if let Some(permit) = &mut self.permit {
-            permit.leave();
+            permit.depart();
         }
         self.classifier = Some(begin_attempt(
             &self.policy,

@@ -44,7 +44,7 @@ impl<C: MakeClassifier, B> Session<C, B> {
             return Poll::Ready(Ok(()));
         };
         loop {
-            match permit.ask(Instant::now(), Some(cx.waker())) {
+            match permit.poll_acquire(Instant::now(), cx.waker()) {
                 Acquire::Granted(_) => return Poll::Ready(Ok(())),
                 Acquire::Expired(available_at) => return Poll::Ready(Err(available_at)),
                 Acquire::Wait(None) => return Poll::Pending,
@@ -80,7 +80,7 @@ impl<C: MakeClassifier, B> Session<C, B> {
     /// Revalidates the permit after `poll_ready`; false if the request has to queue again.
     pub(in crate::retry) fn confirm_permit(&mut self) -> bool {
         let permit = self.permit.as_mut();
-        permit.is_none_or(|permit| permit.confirm(Instant::now()))
+        permit.is_none_or(|permit| permit.revalidate(Instant::now()))
     }
 
     pub(super) fn acquire_or_poll_ready(&self) -> Step {
@@ -102,7 +102,7 @@ impl<C: MakeClassifier, B> Session<C, B> {
         let config = &self.policy.config;
         let headers = response.headers();
         let close_for = || close_for(config, headers);
-        permit.answered(Instant::now(), response.status(), headers, close_for);
+        permit.on_response(Instant::now(), response.status(), headers, close_for);
         self.telemetry.on_gate_change(config);
     }
 }
