@@ -50,12 +50,12 @@ pub struct RetryEvent<'a> {
 /// ```
 /// use http::{Method, Uri};
 /// use std::io;
-/// use tower_http_retry::{FailureKind, GiveUpEvent, GiveUpReason, RetryOutcome};
+/// use tower_http_retry::{FailureKind, GiveUpEvent, GiveUpReason};
 ///
 /// let uri = Uri::from_static("https://api.example/payments");
 /// let error = io::Error::from(io::ErrorKind::TimedOut);
 /// let reason = GiveUpReason::NotIdempotent;
-/// let event = GiveUpEvent::from_error(&Method::POST, &uri, &error, reason, RetryOutcome::default());
+/// let event = GiveUpEvent::from_error(&Method::POST, &uri, &error, reason, 1);
 /// assert_eq!((event.kind(), event.status()), (FailureKind::Timeout, None));
 /// assert_eq!(event.reason(), GiveUpReason::NotIdempotent);
 /// ```
@@ -115,13 +115,17 @@ impl<'a> GiveUpEvent<'a> {
         uri: &'a Uri,
         response: &'a Response<T>,
         reason: GiveUpReason,
-        outcome: RetryOutcome,
+        attempts: u32,
     ) -> Self {
-        Self {
-            failure: Failure::from_response(method, uri, response),
+        Self::new(
+            Failure::from_response(method, uri, response),
             reason,
-            outcome: outcome.with_reason(reason),
-        }
+            RetryOutcome {
+                attempts,
+                reason: Some(reason),
+                ..RetryOutcome::FIRST_ATTEMPT
+            },
+        )
     }
 
     /// Creates the event of an inner error, for tests of callbacks.
@@ -130,12 +134,32 @@ impl<'a> GiveUpEvent<'a> {
         uri: &'a Uri,
         error: &'a (dyn Error + 'static),
         reason: GiveUpReason,
+        attempts: u32,
+    ) -> Self {
+        Self::new(
+            Failure::from_error(method, uri, error),
+            reason,
+            RetryOutcome {
+                attempts,
+                reason: Some(reason),
+                ..RetryOutcome::FIRST_ATTEMPT
+            },
+        )
+    }
+
+    /// For `InvalidToken`, the kind of the failure is that of the reason.
+    pub(crate) fn new(
+        mut failure: Failure<'a>,
+        reason: GiveUpReason,
         outcome: RetryOutcome,
     ) -> Self {
+        if reason == GiveUpReason::InvalidToken {
+            failure.cause.kind = FailureKind::InvalidToken;
+        }
         Self {
-            failure: Failure::from_error(method, uri, error),
+            failure,
             reason,
-            outcome: outcome.with_reason(reason),
+            outcome,
         }
     }
 

@@ -142,21 +142,27 @@ pub use self::{
     backoff::{Backoff, BackoffFn, Delays, ExponentialBackoff, backoff_fn},
     body::{ReplayBody, ResponseBody, Superseded},
     budget::RetryBudget,
+    builder::ServiceBuilderExt,
     classify::{ApiErrorsAsFailures, ApiFailureClass, FailureKind, Retryability, RetryableFailure},
     error_for_status::{
         ApiError, Error, ErrorForStatus, ErrorForStatusLayer, RateGatedError, TransportError,
         error_for_status,
     },
+    events::{GiveUpEvent, RetryEvent},
+    invalid_config::InvalidConfig,
     outcome::{GiveUpReason, OutcomeHandle, RetryOutcome},
-    policy::{IdempotencyKey, RequestOptions, RetryPolicy},
+    policy::{BudgetConfig, MakeIdempotencyKey, RequestOptions, RetryConfig, RetryPolicy, Shared},
     rate_gate::RateGate,
     retry::{Retry, RetryLayer},
-    telemetry::{GiveUpEvent, RetryEvent},
 };
 
 #[cfg(feature = "uuid")]
 #[cfg_attr(docsrs, doc(cfg(feature = "uuid")))]
 pub use self::policy::MakeIdempotencyUuid;
+
+#[cfg(feature = "metrics")]
+#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+pub use self::telemetry::describe_metrics;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -198,7 +198,7 @@ mod tests {
 
     const RATE_GATED: RetryOutcome = RetryOutcome {
         attempts: 0,
-        stop: Some(GiveUpReason::RateGated),
+        reason: Some(GiveUpReason::RateGated),
         retry_after: Some(Duration::from_millis(1500)),
         ..RetryOutcome::FIRST_ATTEMPT
     };
@@ -241,7 +241,7 @@ mod tests {
     async fn server_429_after_retries_becomes_api_error() {
         let outcome = RetryOutcome {
             attempts: 4,
-            stop: Some(GiveUpReason::RetriesExhausted),
+            reason: Some(GiveUpReason::RetriesExhausted),
             ..RATE_GATED
         };
         let error = error_of(StatusCode::TOO_MANY_REQUESTS, outcome).await;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
+
 use crate::{classify::Retryability, outcome::GiveUpReason};
 
 /// The inputs of the decision.
@@ -75,3 +77,12 @@ pub(crate) fn decide(
     }
     Decision::Retry { delay }
 }
+
+/// Returns whether the server has scheduled the retry: a 429 with a `Retry-After` above zero.
+pub(crate) fn is_scheduled_by_server(status: StatusCode, retry_after: Option<Duration>) -> bool {
+    let delay = retry_after.unwrap_or_default();
+    status == StatusCode::TOO_MANY_REQUESTS && !delay.is_zero()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,215 +1,193 @@
+use http::{HeaderValue, Method, Request, Response};
+
 use super::*;
-use crate::classify::FailureKind;
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const FIELDS: [&str; 16] = [
+    "max_retries",
+    "backoff",
+    "max_elapsed",
+    "replay_limit",
+    "inspect_limit",
+    "drain_limit",
+    "discard_timeout",
+    "retry_non_idempotent",
+    "budget",
+    "rate_gate",
+    "idempotency_key",
+    "attempt_header",
+    "on_retry",
+    "on_give_up",
+    "retry_filter",
+    "client_name",
+];
 
-fn worth_retrying() -> Failure {
-    Failure {
-        reason: Reason::Error(FailureKind::Timeout),
-        options: RequestOptions::new(),
-        retryability: Retryability::IfIdempotent,
-        invalid_token: false,
-        retries: 0,
-        may_be_repeated: true,
-        is_replayable: true,
-        was_handed_back: false,
-        hint: None,
-        elapsed: Duration::ZERO,
+#[test]
+fn debug_shows_every_setting() {
+    // All fields, by a pattern that the compiler checks.
+    let RetryConfig {
+        max_retries: _,
+        backoff: _,
+        max_elapsed: _,
+        replay_limit: _,
+        inspect_limit: _,
+        drain_limit: _,
+        discard_timeout: _,
+        retry_non_idempotent: _,
+        budget: _,
+        rate_gate: _,
+        idempotency_key: _,
+        attempt_header: _,
+        on_retry: _,
+        on_give_up: _,
+        retry_filter: _,
+        client_name: _,
+    } = RetryConfig::default();
+    let debug = format!("{:#?}", RetryPolicy::new());
+    let shown: Vec<_> = debug
+        .lines()
+        .filter_map(|line| line.strip_prefix("        "))
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, _)| name)
+        .filter(|name| !name.starts_with(' '))
+        .filter(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+        .collect();
+    assert_eq!(shown, FIELDS);
+}
+
+/// The rows of the settings table in README: the names and the default.
+fn readme_settings() -> Vec<(String, String)> {
+    let readme = include_str!("../../README.md");
+    let table = readme.split("| setting | default |").nth(1).unwrap();
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    let cells = |row: &str| {
+        let mut cells = row.trim_matches('|').split(" | ");
+        let names = cells.next().unwrap().trim().to_owned();
+        (names, cells.next().unwrap().trim().to_owned())
+    };
+    rows.map(cells).collect()
+}
+
+#[test]
+fn readme_lists_every_setting_with_its_default() {
+    let rows = readme_settings();
+    let documented = |name: &str| {
+        let call = format!("`{name}(");
+        let row = rows.iter().find(|(names, _)| names.contains(&call));
+        &row.unwrap_or_else(|| panic!("README lacks {name}")).1
+    };
+    let kib = |bytes: usize| format!("{} KiB", bytes / 1024);
+    let default = RetryConfig::default();
+    let defaults = [
+        ("max_retries", format!("{} (", default.max_retries)),
+        (
+            "backoff",
+            "full jitter, 0 to 100 ms · 2ⁿ, at most 10 s".to_owned(),
+        ),
+        (
+            "max_elapsed",
+            format!("{} s", default.max_elapsed.as_secs()),
+        ),
+        ("replay_limit", kib(default.replay_limit)),
+        ("inspect_limit", kib(default.inspect_limit)),
+        ("drain_limit", kib(default.drain_limit)),
+        (
+            "discard_timeout",
+            format!("{} s", default.discard_timeout.as_secs()),
+        ),
+        (
+            "retry_non_idempotent",
+            default.retry_non_idempotent.to_string(),
+        ),
+        ("client_name", format!("`{}`", default.client_name)),
+        (
+            "classify_status",
+            "429 always; 500 and 504 if idempotent".to_owned(),
+        ),
+        ("classifier", "`ApiErrorsAsFailures`".to_owned()),
+    ];
+    for name in FIELDS {
+        documented(name);
     }
-}
-
-fn decide(policy: &RetryPolicy, failure: Failure) -> Decision {
-    policy.decide(failure, || Some(SECOND), || true)
-}
-
-#[test]
-fn what_is_worth_retrying_waits_for_the_hint_and_the_delay() {
-    let policy = RetryPolicy::new();
-    let failure = worth_retrying();
-    assert_eq!(decide(&policy, failure), Decision::RetryAfter(SECOND));
-    let hint = Some(2 * SECOND);
-    let asked = Failure { hint, ..failure };
-    assert_eq!(decide(&policy, asked), Decision::RetryAfter(3 * SECOND));
-}
-
-#[test]
-fn each_reason_stops_and_the_first_in_order_is_named() {
-    let policy = RetryPolicy::new();
-    // Each line spoils one thing more, from the last reason to the first.
-    let mut failure = worth_retrying();
-    let mut stops_with = |spoil: fn(&mut Failure), reason| {
-        spoil(&mut failure);
-        assert_eq!(decide(&policy, failure), Decision::Stop(reason));
-    };
-    stops_with(
-        |f| f.elapsed = Duration::from_millis(59_001),
-        GiveUpReason::DeadlineExceeded,
-    );
-    stops_with(|f| f.is_replayable = false, GiveUpReason::BodyNotReplayable);
-    stops_with(|f| f.may_be_repeated = false, GiveUpReason::NotIdempotent);
-    stops_with(|f| f.retries = 3, GiveUpReason::RetriesExhausted);
-    stops_with(
-        |f| f.retryability = Retryability::Never,
-        GiveUpReason::NotRetryable,
-    );
-    stops_with(|f| f.invalid_token = true, GiveUpReason::InvalidToken);
-}
-
-#[test]
-fn what_the_budget_does_not_pay_for_stops_unless_the_server_set_its_time() {
-    let policy = RetryPolicy::new();
-    let broke = |failure| policy.decide(failure, || Some(SECOND), || false);
-    let failure = worth_retrying();
-    let limited = Failure {
-        reason: Reason::Status(StatusCode::TOO_MANY_REQUESTS),
-        ..failure
-    };
-    let hinted = |failure, hint| Failure {
-        hint: Some(hint),
-        ..failure
-    };
-    let exhausted = Decision::Stop(GiveUpReason::BudgetExhausted);
-    for failure in [
-        failure,
-        limited,
-        hinted(limited, Duration::ZERO),
-        hinted(failure, SECOND),
-    ] {
-        assert_eq!(broke(failure), exhausted, "{failure:?}");
+    for (name, default) in defaults {
+        let found = documented(name);
+        assert!(
+            found.starts_with(&default),
+            "{name}: {found}, not {default}"
+        );
     }
-    let free = hinted(limited, SECOND);
-    assert_eq!(broke(free), Decision::RetryAfter(2 * SECOND));
-    let handed_back = Failure {
-        was_handed_back: true,
-        ..failure
-    };
-    assert_eq!(broke(handed_back), Decision::RetryAfter(SECOND));
+    let budget = RetryBudget::default().balance().unwrap();
+    assert!(documented("budget").contains(&format!("capacity {budget}")));
 }
 
 #[test]
-fn what_the_caller_says_of_one_request_goes_before_the_policy() {
+fn default_backoff_and_contract_are_those_documented() {
     let policy = RetryPolicy::new();
-    let with = |options, retries, elapsed| {
-        let failure = Failure {
-            options,
-            retries,
-            elapsed,
-            ..worth_retrying()
-        };
-        decide(&policy, failure)
-    };
-    let none = RequestOptions::new();
-    let exhausted = Decision::Stop(GiveUpReason::RetriesExhausted);
-    let late = Decision::Stop(GiveUpReason::DeadlineExceeded);
-    let again = Decision::RetryAfter(SECOND);
-    for (options, retries, elapsed, expected) in [
-        (none.max_retries(5), 4, Duration::ZERO, again),
-        (none.max_retries(5), 5, Duration::ZERO, exhausted),
-        (none.max_retries(0), 0, Duration::ZERO, exhausted),
-        (none.max_elapsed(120 * SECOND), 0, 119 * SECOND, again),
-        (none.max_elapsed(120 * SECOND), 0, 120 * SECOND, late),
-        (none.max_elapsed(SECOND / 2), 0, Duration::ZERO, late),
-    ] {
-        assert_eq!(with(options, retries, elapsed), expected, "{options:?}");
-    }
-}
-
-#[test]
-fn a_veto_is_the_last_word_and_costs_nothing() {
-    let policy = RetryPolicy::new().retry_filter(|event| {
-        assert_eq!((event.attempt(), event.delay()), (1, SECOND));
-        assert_eq!(event.kind(), FailureKind::Timeout);
-        false
-    });
-    let decision = policy.decide(worth_retrying(), || Some(SECOND), || panic!("paid"));
-    assert_eq!(decision, Decision::Stop(GiveUpReason::Vetoed));
-    let never = Failure {
-        retryability: Retryability::Never,
-        ..worth_retrying()
-    };
     assert_eq!(
-        decide(&policy, never),
-        Decision::Stop(GiveUpReason::NotRetryable)
+        format!("{:?}", policy.config.backoff),
+        "ExponentialBackoff { base: 100ms, cap: 10s, seed: None }"
+    );
+    assert_eq!(
+        format!("{:?}", policy.classifier),
+        "ApiErrorsAsFailures {429: Always, 500: IfIdempotent, 504: IfIdempotent}"
     );
 }
 
 #[test]
-fn the_end_of_the_schedule_is_the_end_of_the_retries() {
-    let decision = RetryPolicy::new().decide(worth_retrying(), || None, || true);
-    assert_eq!(decision, Decision::Stop(GiveUpReason::RetriesExhausted));
+fn setters_can_be_undone() {
+    let default = format!("{:?}", RetryPolicy::new());
+    let policy = RetryPolicy::new()
+        .rate_gate(RateGate::new())
+        .idempotency_key(|_: &Request<()>| None::<HeaderValue>)
+        .attempt_header(HeaderName::from_static("x-attempt"))
+        .on_retry(|_| ())
+        .on_give_up(|_| ())
+        .retry_filter(|_| true);
+    assert_ne!(format!("{policy:?}"), default);
+    let policy = policy
+        .no_rate_gate()
+        .no_idempotency_key()
+        .no_attempt_header()
+        .no_callbacks();
+    assert_eq!(format!("{policy:?}"), default);
 }
 
 #[test]
-fn only_what_the_server_did_not_act_on_needs_no_idempotency() {
-    let policy = RetryPolicy::new();
-    let post = Failure {
-        may_be_repeated: false,
-        ..worth_retrying()
-    };
-    let stop = Decision::Stop(GiveUpReason::NotIdempotent);
-    assert_eq!(decide(&policy, post), stop);
-    let refused = Failure {
-        retryability: Retryability::Always,
-        ..post
-    };
-    assert_eq!(decide(&policy, refused), Decision::RetryAfter(SECOND));
-    let unguarded = policy.retry_non_idempotent(true);
-    assert_eq!(decide(&unguarded, post), Decision::RetryAfter(SECOND));
-}
-
-#[test]
-fn what_is_never_sent_again_is_not_kept() {
-    let (once, again) = (RetryPolicy::new().max_retries(0), RetryPolicy::new());
+fn request_options_override_the_limits() {
+    let (once, default) = (RetryPolicy::new().max_retries(0), RetryPolicy::new());
+    let (once, default) = (once.config(), default.config());
     let options = RequestOptions::new();
-    assert_eq!(once.bytes_kept(options), 0);
-    assert_eq!(once.bytes_kept(options.max_retries(1)), 64 * 1024);
-    assert_eq!(again.bytes_kept(options), 64 * 1024);
-    assert_eq!(again.bytes_kept(options.max_retries(0)), 0);
-}
-
-#[test]
-fn the_deadline_is_kept_to_the_nanosecond_and_nothing_overflows() {
-    let policy = RetryPolicy::new().max_elapsed(3 * SECOND);
-    let at = |elapsed, hint| {
-        let hint = Some(hint);
-        let failure = Failure {
-            elapsed,
-            hint,
-            ..worth_retrying()
-        };
-        decide(&policy, failure)
-    };
-    let stop = Decision::Stop(GiveUpReason::DeadlineExceeded);
-    let nano = Duration::from_nanos(1);
-    assert_eq!(at(SECOND, SECOND), Decision::RetryAfter(2 * SECOND));
-    assert_eq!(at(SECOND, SECOND + nano), stop);
-    assert_eq!(at(SECOND, Duration::MAX), stop);
-    let unlimited = RetryPolicy::new().max_elapsed(Duration::MAX);
-    let for_ever = Failure {
-        hint: Some(Duration::MAX),
-        ..worth_retrying()
-    };
-    assert_eq!(decide(&unlimited, for_ever), stop);
-}
-
-#[test]
-fn the_table_of_defaults_is_true() {
-    let policy = RetryPolicy::new();
-    let delays = policy.delays().take(3).collect::<Vec<_>>();
-    let ceilings = [100, 200, 400].map(Duration::from_millis);
-    assert!(
-        delays
-            .iter()
-            .zip(ceilings)
-            .all(|(delay, max)| *delay <= max)
-    );
+    assert_eq!(once.replay_limit_for(options), 0);
+    assert_eq!(once.replay_limit_for(options.max_retries(1)), 64 * 1024);
+    assert_eq!(default.replay_limit_for(options), 64 * 1024);
+    assert_eq!(default.replay_limit_for(options.max_retries(0)), 0);
+    assert_eq!(default.max_retries_for(options.max_retries(5)), 5);
+    let minute = Duration::from_secs(60);
+    assert_eq!(default.max_elapsed_for(options), minute);
     assert_eq!(
-        format!("{policy:?}"),
-        "RetryPolicy { classifier: ApiErrorsAsFailures {429: Always, 500: IfIdempotent, \
-         504: IfIdempotent}, max_retries: 3, max_elapsed: 60s, replay_limit: 65536, \
-         inspect_limit: 16384, drain_limit: 262144, discard_timeout: 1s, \
-         retry_non_idempotent: false, budget: Default, gate: None, idempotency_key: None, \
-         attempt_header: None, callbacks: Callbacks { on_retry: false, on_give_up: false, \
-         retry_filter: false }, .. }"
+        default.max_elapsed_for(options.max_elapsed(2 * minute)),
+        2 * minute
     );
+}
+
+#[test]
+fn events_show_no_secrets_in_debug() {
+    let uri = "https://user:password@api.example/accounts?token=secret"
+        .parse()
+        .unwrap();
+    let mut response = Response::new(());
+    response
+        .headers_mut()
+        .insert("set-cookie", HeaderValue::from_static("id=secret"));
+    let retry = RetryEvent::from_response(&Method::GET, &uri, &response, 1, Duration::ZERO);
+    let reason = crate::GiveUpReason::NotRetryable;
+    let give_up = GiveUpEvent::from_response(&Method::GET, &uri, &response, reason, 1);
+    for debug in [format!("{retry:?}"), format!("{give_up:?}")] {
+        assert!(debug.contains("api.example"), "{debug}");
+        for secret in ["secret", "password", "user", "accounts", "token", "cookie"] {
+            assert!(!debug.contains(secret), "{debug}");
+        }
+    }
 }

@@ -16,7 +16,12 @@ use crate::{
 impl<C: MakeClassifier, B> Session<C, B> {
     /// Collects the inputs of the decision that do not depend on the failure's form. Pauses the
     /// upload if the failure is retryable.
-    pub(super) fn failed_attempt(&mut self, retryability: Retryability, failed_at: Instant) -> FailedAttempt {
+    pub(super) fn failed_attempt(
+        &mut self,
+        retryability: Retryability,
+        failed_at: Instant,
+    ) -> FailedAttempt {
+        let replayable = retryability != Retryability::Never && self.pause_for_replay();
         let options = self.head.options();
         let config = &self.policy.config;
         FailedAttempt {
@@ -25,7 +30,7 @@ impl<C: MakeClassifier, B> Session<C, B> {
             retries: self.attempts.saturating_sub(1),
             max_retries: config.max_retries_for(options),
             idempotent: config.retry_non_idempotent || self.head.is_idempotent(),
-            replayable: retryability != Retryability::Never && self.pause_for_replay(),
+            replayable,
             retry_after: None,
             elapsed: failed_at.saturating_duration_since(self.started),
             max_elapsed: config.max_elapsed_for(options),

@@ -7,7 +7,6 @@ use tower_http::classify::MakeClassifier;
 
 use super::Session;
 use crate::{
-    classify::FailureKind,
     events::{Cause, GiveUpEvent},
     outcome::{GiveUpReason, RetryOutcome},
 };
@@ -44,18 +43,8 @@ impl<C: MakeClassifier, B> Session<C, B> {
         error: Option<&(dyn Error + 'static)>,
         outcome: RetryOutcome,
     ) {
-        let cause = Cause {
-            kind: match reason {
-                GiveUpReason::InvalidToken => FailureKind::InvalidToken,
-                _ => cause.kind,
-            },
-            ..cause
-        };
-        let event = GiveUpEvent {
-            failure: self.head.failure(cause, headers, error),
-            reason,
-            outcome,
-        };
+        let failure = self.head.failure(cause, headers, error);
+        let event = GiveUpEvent::new(failure, reason, outcome);
         self.telemetry.on_give_up(&self.policy.config, &event);
     }
 

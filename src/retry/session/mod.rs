@@ -15,7 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderMap, Request, Response, StatusCode, request, response};
+use http::{Request, Response, request, response};
 use http_body::Body;
 use tokio::time::Instant;
 use tower::BoxError;
@@ -33,7 +33,7 @@ use crate::{
     outcome::{GiveUpReason, RetryOutcome},
     policy::{
         RetryConfig, RetryPolicy,
-        decision::{Decision, FailedAttempt},
+        decision::{Decision, FailedAttempt, is_scheduled_by_server},
     },
     rate_gate::Permit,
     retry_after::retry_after,
@@ -207,11 +207,7 @@ where
     }
 
     /// The failed response was discarded; `head` is what is left of it.
-    pub(super) fn on_discarded(
-        &mut self,
-        planned: PlannedRetry,
-        head: &response::Parts,
-    ) -> Step {
+    pub(super) fn on_discarded(&mut self, planned: PlannedRetry, head: &response::Parts) -> Step {
         self.begin_backoff(planned, Some(&head.headers), None)
     }
 
@@ -336,8 +332,7 @@ where
         let failed = FailedAttempt {
             invalid_token,
             retry_after,
-            exempt_from_budget: status == StatusCode::TOO_MANY_REQUESTS
-                && nonzero(retry_after).is_some(),
+            exempt_from_budget: is_scheduled_by_server(status, retry_after),
             ..self.failed_attempt(retryability, failed_at)
         };
         let decision = self.decide(failed, cause, Some(headers), None);
