@@ -115,8 +115,8 @@ enum Phase {
 
 /// The time after which a rate is safe, as a multiple of `closed_secs`.
 const SAFE_AFTER_CLOSURES: f64 = 5.5;
-const CLOSED_SECS_MIN: f64 = 0.01;
-const CLOSED_SECS_MAX: f64 = 10.0;
+const MIN_CLOSED_SECS: f64 = 0.01;
+const MAX_CLOSED_SECS: f64 = 10.0;
 /// After a rejection of an unproven rate.
 const SHORT_HOLD_SECS: f64 = 2.0;
 const FIRST_HOLD_SECS: f64 = 6.0;
@@ -138,7 +138,7 @@ const MEASURED_FRACTION: f64 = 0.97;
 /// The decrease after the rejection of a safe rate.
 const DECREASE_FACTOR: f64 = 0.9;
 /// The lower bound of the decrease after the rejection of an unproven rate.
-const UNPROVEN_DECREASE_FACTOR_MIN: f64 = 0.75;
+const MIN_UNPROVEN_DECREASE_FACTOR: f64 = 0.75;
 /// The decrease if no request was accepted since the gate opened.
 const NONE_ACCEPTED_DECREASE_FACTOR: f64 = 0.5;
 
@@ -191,19 +191,29 @@ impl ProbingEstimator {
     pub(super) fn on_rejected(&mut self, now: Instant, closed_for: Duration, in_flight: u32) {
         let closed_secs = closed_for
             .as_secs_f64()
-            .clamp(CLOSED_SECS_MIN, CLOSED_SECS_MAX);
+            .clamp(MIN_CLOSED_SECS, MAX_CLOSED_SECS);
         let window_start = self.window_start.unwrap_or(now);
         let open_secs = now.saturating_duration_since(window_start).as_secs_f64();
         // The closure counts too: the server accepted these requests for the whole time.
         let measured = f64::from(self.accepted) / (open_secs + closed_secs);
         self.closed_secs = closed_secs;
 
-        // The arms are in the order of the table of the module.
+        self.decrease(measured, in_flight);
+        self.rate = self.rate.map(|rate| rate.max(MIN_RATE_PER_SEC));
+        self.phase = Phase::Hold;
+        self.phase_secs = 0.0;
+        self.last_departure = None;
+        self.accepted = 0;
+        self.window_start = now.checked_add(closed_for);
+    }
+
+    /// Sets the rate, the hold time and the first step after a 429, in the order of the rows of the table.
+    fn decrease(&mut self, measured: f64, in_flight: u32) {
         match (self.rate, self.safe_rate, self.phase) {
             // No information yet: a guess, which the next responses correct.
             (None, ..) if self.accepted == 0 && self.previous_rate == 0.0 => {
                 let guess = f64::from(in_flight / 4).max(1.0);
-                self.rate = Some(guess / closed_secs);
+                self.rate = Some(guess / self.closed_secs);
                 self.hold_secs = SHORT_HOLD_SECS;
                 self.first_step = LARGE_STEP;
             }
@@ -233,7 +243,7 @@ impl ProbingEstimator {
                 let lower = match self.accepted {
                     0 => rate * NONE_ACCEPTED_DECREASE_FACTOR,
                     _ => {
-                        let min = UNPROVEN_DECREASE_FACTOR_MIN * rate;
+                        let min = MIN_UNPROVEN_DECREASE_FACTOR * rate;
                         (measured * rate).sqrt().clamp(min, rate) * MEASURED_FRACTION
                     }
                 };
@@ -244,12 +254,6 @@ impl ProbingEstimator {
                 self.first_step = LARGE_STEP;
             }
         }
-        self.rate = self.rate.map(|rate| rate.max(MIN_RATE_PER_SEC));
-        self.phase = Phase::Hold;
-        self.phase_secs = 0.0;
-        self.last_departure = None;
-        self.accepted = 0;
-        self.window_start = now.checked_add(closed_for);
     }
 
     /// Starts another window after 5 s, because older responses do not show the limit that a first 429
