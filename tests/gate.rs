@@ -246,7 +246,7 @@ async fn queued_request_gives_up_when_gate_closes_past_its_deadline() {
     tokio::time::sleep(2 * LATENCY).await;
     let queued = finish(start(&hasty, "/queued").await).await;
     assert_eq!(give_up_reason(&queued), Some(GiveUpReason::RateGated));
-    // Gives up when the second attempt is rejected, not only at the deadline.
+    // It gives up when the second attempt is rejected, before the deadline.
     assert!(begin.elapsed() < 2 * SECOND, "{:?}", begin.elapsed());
     first.abort();
 }

@@ -14,7 +14,7 @@ use tower_http_retry::{RateGate, RetryLayer};
 use common::{SECOND, ScriptedServer, policy_with_delay, request};
 
 #[test]
-fn all_metrics_are_exported_and_described() {
+fn metrics_are_exported_and_described() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
     let runtime = tokio::runtime::Builder::new_current_thread()

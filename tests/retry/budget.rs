@@ -48,7 +48,7 @@ async fn budget_limits_retries_and_successes_refill_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_unsent_retry_is_refunded_on_drop() {
+async fn drop_refunds_retry_only_if_unsent() {
     let budget = RetryBudget::default();
     for (is_sent, balance) in [(false, 50), (true, 40)] {
         let (client, mut server) = mock_client(policy().budget(budget.clone()));
