@@ -1,195 +1,205 @@
-//! Failed responses as typed errors: every row of the contract, every malformed body, no secrets.
+//! Errors of `error_for_status` and its layer: kinds, malformed bodies, limits and secrets.
+
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "each suite uses a part of the helpers"
+)]
+mod common;
 
 use std::{
+    collections::BTreeMap,
     error::Error as _,
     io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, stream};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
-use http_body::{Body, Frame};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use futures_util::{FutureExt, StreamExt, stream};
+use http::{Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{Full, StreamBody};
 use tokio::time::Instant;
-use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::{
+    BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn, timeout::TimeoutLayer,
+};
 use tower_http_retry::{
-    ApiError, Error, ErrorForStatusLayer, FailureKind as Kind, GiveUpReason, OutcomeHandle,
-    RetryLayer, RetryOutcome, RetryPolicy, backoff_fn, error_for_status,
+    ApiError, Error, ErrorForStatus, ErrorForStatusLayer, FailureKind as Kind, GiveUpReason,
+    OutcomeHandle, Retry, RetryLayer, RetryOutcome, RetryPolicy, error_for_status,
 };
 
-type Reply = UnsyncBoxBody<Bytes, io::Error>;
+use common::{
+    INVALID_TOKEN, InnerResponse, MS, RequestBody, RequestExt, ResponseExt, SECOND, ScriptedServer,
+    body_bytes, policy_with_delay, request, response,
+};
 
-const TOKEN_ERROR: &str = r#"{"code":"unauthorized.bad_access_token.expired","error":"invalid_token","error_description":"It has expired","message":"Unauthorised"}"#;
-
-fn reply<B>(status: u16, body: B) -> Response<Reply>
-where
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    let mut response = Response::new(body.map_err(io::Error::other).boxed_unsync());
-    *response.status_mut() = StatusCode::from_u16(status).unwrap();
-    response
+/// Converts `response`, and returns the API error.
+async fn api_error(response: InnerResponse) -> ApiError {
+    into_api_error(error_for_status(response).await)
 }
 
-fn reply_text(status: u16, body: &str) -> Response<Reply> {
-    reply(status, Full::<Bytes>::from(body.to_owned()))
-}
-
-async fn api_error(response: Response<Reply>) -> ApiError {
-    match error_for_status(response).await {
+/// Returns the API error of `result`. Panics at any other result.
+fn into_api_error<T>(result: Result<T, Error>) -> ApiError {
+    match result {
         Err(Error::Api(error)) => error,
-        other => panic!("not the API's error: {other:?}"),
+        Err(error) => panic!("not an API error: {error:?}"),
+        Ok(_) => panic!("not an error"),
     }
 }
 
+/// Creates a client with a delay of 1 s before each retry and with errors for failed responses.
+fn retrying_client(server: ScriptedServer) -> ErrorForStatus<Retry<ScriptedServer>> {
+    ServiceBuilder::new()
+        .layer(ErrorForStatusLayer::new())
+        .layer(RetryLayer::new(policy_with_delay(SECOND)))
+        .service(server)
+}
+
 #[tokio::test]
-async fn what_is_no_failure_passes_untouched() {
+async fn non_error_status_passes_through_unchanged() {
     for status in [100, 200, 201, 204, 302, 304] {
-        let response = error_for_status(reply_text(status, "text")).await.unwrap();
-        let body = response.into_body().collect().await.unwrap();
-        assert_eq!(body.to_bytes(), "text");
+        let response = error_for_status(response(status)).await.unwrap();
+        assert_eq!(body_bytes(response).await, "received");
     }
 }
 
+/// The kind, the retryability and the text of each status.
+const STATUSES: [(u16, Kind, bool, &str); 12] = [
+    (
+        400,
+        Kind::BadRequest,
+        false,
+        "400 Bad Request: arguments are missing or malformed",
+    ),
+    (
+        401,
+        Kind::Unauthorized,
+        false,
+        "401 Unauthorized: not authenticated",
+    ),
+    (
+        403,
+        Kind::Forbidden,
+        false,
+        "403 Forbidden: authenticated, but not permitted",
+    ),
+    (
+        404,
+        Kind::NotFound,
+        false,
+        "404 Not Found: no such endpoint",
+    ),
+    (
+        405,
+        Kind::MethodNotAllowed,
+        false,
+        "405 Method Not Allowed: wrong verb for this endpoint",
+    ),
+    (
+        406,
+        Kind::NotAcceptable,
+        false,
+        "406 Not Acceptable: no content format that the request accepts",
+    ),
+    (
+        409,
+        Kind::ClientError,
+        false,
+        "409 Conflict: failed given the information provided",
+    ),
+    (
+        429,
+        Kind::TooManyRequests,
+        true,
+        "429 Too Many Requests: over the rate limit, back off",
+    ),
+    (
+        500,
+        Kind::InternalServerError,
+        true,
+        "500 Internal Server Error: fault on the server",
+    ),
+    (
+        504,
+        Kind::GatewayTimeout,
+        true,
+        "504 Gateway Timeout: timed out on the server",
+    ),
+    (
+        503,
+        Kind::ServerError,
+        false,
+        "503 Service Unavailable: fault on the server",
+    ),
+    (599, Kind::ServerError, false, "599: fault on the server"),
+];
+
 #[tokio::test]
-async fn every_row_of_the_contract_has_its_kind() {
-    for (status, kind, retryable, line) in [
-        (
-            400,
-            Kind::BadRequest,
-            false,
-            "400 Bad Request: arguments are missing or malformed: no amount (1 attempt)",
-        ),
-        (
-            401,
-            Kind::Unauthorized,
-            false,
-            "401 Unauthorized: not authenticated: no amount (1 attempt)",
-        ),
-        (
-            403,
-            Kind::Forbidden,
-            false,
-            "403 Forbidden: authenticated, but not permitted: no amount (1 attempt)",
-        ),
-        (
-            404,
-            Kind::NotFound,
-            false,
-            "404 Not Found: no such endpoint: no amount (1 attempt)",
-        ),
-        (
-            405,
-            Kind::MethodNotAllowed,
-            false,
-            "405 Method Not Allowed: wrong verb for this endpoint: no amount (1 attempt)",
-        ),
-        (
-            406,
-            Kind::NotAcceptable,
-            false,
-            "406 Not Acceptable: no content format that the request accepts: no amount (1 attempt)",
-        ),
-        (
-            409,
-            Kind::ClientError,
-            false,
-            "409 Conflict: failed given the information provided: no amount (1 attempt)",
-        ),
-        (
-            429,
-            Kind::TooManyRequests,
-            true,
-            "429 Too Many Requests: over the rate limit, back off: no amount (1 attempt)",
-        ),
-        (
-            500,
-            Kind::InternalServerError,
-            true,
-            "500 Internal Server Error: fault on the server: no amount (1 attempt)",
-        ),
-        (
-            504,
-            Kind::GatewayTimeout,
-            true,
-            "504 Gateway Timeout: timed out on the server: no amount (1 attempt)",
-        ),
-        (
-            503,
-            Kind::ServerError,
-            false,
-            "503 Service Unavailable: fault on the server: no amount (1 attempt)",
-        ),
-        (
-            599,
-            Kind::ServerError,
-            false,
-            "599: fault on the server: no amount (1 attempt)",
-        ),
-    ] {
-        let error = api_error(reply_text(status, r#"{"message":"no amount"}"#)).await;
+async fn status_determines_kind_and_message() {
+    for (status, kind, is_retryable, text) in STATUSES {
+        let error = api_error(response(status).with_text(r#"{"message":"no amount"}"#)).await;
         assert_eq!(error.kind(), kind);
         assert_eq!(error.status().as_u16(), status);
-        assert_eq!(error.is_retryable(), retryable, "{status}");
-        assert_eq!(error.to_string(), line);
+        assert_eq!(error.is_retryable(), is_retryable, "{status}");
+        assert_eq!(error.to_string(), format!("{text}: no amount (1 attempt)"));
         let outcome = error.outcome();
         assert_eq!((outcome.attempts(), outcome.give_up_reason()), (1, None));
     }
 }
 
 #[tokio::test]
-async fn the_error_object_is_read_and_decides_invalid_token_on_any_status() {
+async fn invalid_token_in_body_sets_kind_for_any_status() {
     for status in [400, 401, 403, 429, 500, 503] {
-        let error = api_error(reply_text(status, TOKEN_ERROR)).await;
+        let error = api_error(response(status).with_text(INVALID_TOKEN)).await;
         assert_eq!(error.kind(), Kind::InvalidToken);
         assert!(error.is_invalid_token() && !error.is_retryable());
         assert_eq!(error.error_code(), Some("invalid_token"));
         assert_eq!(error.code(), Some("unauthorized.bad_access_token.expired"));
         assert_eq!(error.message(), Some("Unauthorised"));
         assert_eq!(error.error_description(), Some("It has expired"));
-        assert_eq!(error.body(), TOKEN_ERROR);
+        assert_eq!(error.body(), INVALID_TOKEN);
         assert!(!error.is_body_truncated());
     }
-    let mut only_in_header = reply_text(401, "");
-    let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
-    only_in_header
-        .headers_mut()
-        .insert("www-authenticate", challenge);
-    assert_eq!(api_error(only_in_header).await.kind(), Kind::InvalidToken);
 }
 
 #[tokio::test]
-async fn an_error_type_of_ones_own_is_read_from_the_body() {
-    let error = api_error(reply_text(422, r#"{"field":"amount","limit":5}"#)).await;
-    let fields: std::collections::BTreeMap<String, serde_json::Value> = error.json().unwrap();
+async fn invalid_token_in_header_sets_kind() {
+    let reply = response(401)
+        .with_text("")
+        .with_header("www-authenticate", "Bearer error=\"invalid_token\"");
+    assert_eq!(api_error(reply).await.kind(), Kind::InvalidToken);
+}
+
+#[tokio::test]
+async fn json_deserializes_custom_error_type() {
+    let error = api_error(response(422).with_text(r#"{"field":"amount","limit":5}"#)).await;
+    let fields: BTreeMap<String, serde_json::Value> = error.json().unwrap();
     assert_eq!(fields["limit"], 5);
     assert!(error.json::<Vec<u8>>().is_err());
 
-    let marked = api_error(reply_text(422, "\u{feff}{\"limit\":5}")).await;
-    let fields: std::collections::BTreeMap<String, u32> = marked.json().unwrap();
+    let with_byte_order_mark = api_error(response(422).with_text("\u{feff}{\"limit\":5}")).await;
+    let fields: BTreeMap<String, u32> = with_byte_order_mark.json().unwrap();
     assert_eq!(fields["limit"], 5);
 }
 
 #[test]
-fn where_a_body_is_there_no_runtime_is_needed() {
-    let response = Response::new(Full::<Bytes>::from(TOKEN_ERROR));
-    let (mut parts, body) = response.into_parts();
-    parts.status = StatusCode::UNAUTHORIZED;
-    let call = error_for_status(Response::from_parts(parts, body));
+fn ready_body_needs_no_runtime() {
+    let mut response = Response::new(Full::<Bytes>::from(INVALID_TOKEN));
+    *response.status_mut() = StatusCode::UNAUTHORIZED;
+    let call = error_for_status(response);
     let error = call.now_or_never().unwrap().unwrap_err();
     assert_eq!(error.kind(), Kind::InvalidToken);
 }
 
 #[tokio::test]
-async fn a_malformed_body_still_gives_the_error_of_the_status() {
+async fn malformed_body_keeps_kind_of_status() {
     let deep = "[".repeat(60_000);
     let deep_object = format!("{}1{}", r#"{"error":"#.repeat(500), "}".repeat(500));
-    let strange = [
+    let malformed = [
         "",
         "no JSON at all",
         "{",
@@ -203,8 +213,8 @@ async fn a_malformed_body_still_gives_the_error_of_the_status() {
         &deep,
         &deep_object,
     ];
-    for body in strange {
-        let error = api_error(reply_text(401, body)).await;
+    for body in malformed {
+        let error = api_error(response(401).with_text(body)).await;
         assert_eq!(error.kind(), Kind::Unauthorized, "{body:.60}");
         assert_eq!(
             (error.error_code(), error.message()),
@@ -214,7 +224,7 @@ async fn a_malformed_body_still_gives_the_error_of_the_status() {
         assert_eq!(error.body(), body);
     }
     let not_utf8 = Full::from(Bytes::from_static(b"{\"error\":\"invalid_token\xff\"}"));
-    let error = api_error(reply(401, not_utf8)).await;
+    let error = api_error(response(401).with_body(not_utf8)).await;
     assert_eq!(
         (error.kind(), error.error_code()),
         (Kind::Unauthorized, None)
@@ -223,131 +233,98 @@ async fn a_malformed_body_still_gives_the_error_of_the_status() {
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_kept_and_not_taken_for_json() {
-    let mut response = reply_text(401, TOKEN_ERROR);
-    let gzip = HeaderValue::from_static("gzip");
-    response.headers_mut().insert("content-encoding", gzip);
-    let error = api_error(response).await;
+async fn compressed_body_is_kept_but_not_parsed() {
+    let compressed = response(401)
+        .with_text(INVALID_TOKEN)
+        .with_header("content-encoding", "gzip");
+    let error = api_error(compressed).await;
     assert_eq!(
         (error.kind(), error.json_value()),
         (Kind::Unauthorized, None)
     );
-    assert_eq!(error.body(), TOKEN_ERROR);
+    assert_eq!(error.body(), INVALID_TOKEN);
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_kept_as_far_as_it_came() {
+async fn interrupted_body_is_kept_and_marked_truncated() {
     let frames = [
         Ok(Frame::data(Bytes::from("{\"message\":"))),
         Err(io::Error::from(io::ErrorKind::ConnectionReset)),
     ];
-    let error = api_error(reply(500, StreamBody::new(stream::iter(frames)))).await;
+    let body = StreamBody::new(stream::iter(frames));
+    let error = api_error(response(500).with_body(body)).await;
     assert_eq!(error.kind(), Kind::InternalServerError);
     assert_eq!(error.body(), "{\"message\":");
     assert!(error.is_body_truncated());
 }
 
 #[tokio::test]
-async fn a_body_of_a_gibibyte_is_never_read_whole() {
+async fn huge_body_is_read_only_up_to_limit() {
     const CHUNK: u64 = 8 * 1024;
     let read = Arc::new(AtomicU64::new(0));
     let counter = read.clone();
-    let gibibyte = stream::iter(0..(1 << 30) / CHUNK).map_chunks(move |_| {
+    let frames = stream::iter(0..(1 << 30) / CHUNK).map(move |_| {
         counter.fetch_add(CHUNK, Ordering::Relaxed);
-        Bytes::from_static(&[b' '; CHUNK as usize])
+        let chunk = Bytes::from_static(&[b' '; CHUNK as usize]);
+        Ok::<_, io::Error>(Frame::data(chunk))
     });
-    let error = api_error(reply(500, StreamBody::new(gibibyte))).await;
+    let gibibyte = response(500).with_body(StreamBody::new(frames));
+    let error = api_error(gibibyte).await;
     assert_eq!(error.body().len(), 64 * 1024);
     assert_eq!(read.load(Ordering::Relaxed), 64 * 1024);
     assert!(error.is_body_truncated());
 }
 
-trait MapChunks: futures_util::Stream + Sized {
-    fn map_chunks(
-        self,
-        f: impl FnMut(Self::Item) -> Bytes,
-    ) -> impl futures_util::Stream<Item = io::Result<Frame<Bytes>>> {
-        let mut f = f;
-        futures_util::StreamExt::map(self, move |item| Ok(Frame::data(f(item))))
-    }
-}
-
-impl<S: futures_util::Stream> MapChunks for S {}
-
 #[tokio::test(start_paused = true)]
-async fn a_body_that_stalls_is_waited_for_as_long_as_set() {
+async fn body_timeout_bounds_stalled_body() {
     for (layer, expected) in [
-        (ErrorForStatusLayer::new(), Duration::from_secs(5)),
-        (
-            ErrorForStatusLayer::new().body_timeout(Duration::from_millis(20)),
-            Duration::from_millis(20),
-        ),
+        (ErrorForStatusLayer::new(), 5 * SECOND),
+        (ErrorForStatusLayer::new().body_timeout(20 * MS), 20 * MS),
     ] {
-        let service = layer.layer(service_fn(async |_: Request<()>| {
-            let start = stream::iter([Ok(Frame::data(Bytes::from(TOKEN_ERROR)))]);
-            let stalled = futures_util::StreamExt::chain(start, stream::pending::<io::Result<_>>());
-            Ok::<_, BoxError>(reply(503, StreamBody::new(stalled)))
-        }));
+        let first = stream::iter([Ok(Frame::data(Bytes::from(INVALID_TOKEN)))]);
+        let frames = first.chain(stream::pending::<io::Result<_>>());
+        let stalled = response(503).with_body(StreamBody::new(frames));
+        let service = layer.layer(ScriptedServer::new([stalled]));
         let start = Instant::now();
         let error = service.oneshot(Request::new(())).await.unwrap_err();
         assert_eq!(start.elapsed(), expected);
-        // What came before the stall was all that mattered.
+        // The part before the stall is inspected.
         assert_eq!(error.kind(), Kind::InvalidToken);
     }
 }
 
 #[tokio::test]
-async fn the_limit_can_be_set_and_a_body_that_just_fits_is_not_cut() {
-    for (limit, cut) in [(3, true), (4, false), (5, false), (0, true)] {
+async fn body_limit_truncates_only_longer_bodies() {
+    for (limit, is_truncated) in [(3, true), (4, false), (5, false), (0, true)] {
         let layer = ErrorForStatusLayer::new().body_limit(limit);
-        let service = layer.layer(service_fn(async |_: Request<()>| {
-            Ok::<_, BoxError>(reply_text(400, "four"))
-        }));
-        let Err(Error::Api(error)) = service.oneshot(Request::new(())).await else {
-            panic!("400 is the API's error")
-        };
+        let service = layer.layer(ScriptedServer::new([response(400).with_text("four")]));
+        let error = into_api_error(service.oneshot(Request::new(())).await);
         assert_eq!(
             (error.body().len(), error.is_body_truncated()),
-            (limit.min(4), cut)
+            (limit.min(4), is_truncated)
         );
     }
 }
 
-fn retrying(
-    inner: impl Service<
-        Request<tower_http_retry::ReplayBody<Full<Bytes>>>,
-        Response = Response<Reply>,
-        Error = BoxError,
-        Future: Send,
-    > + Clone,
-) -> impl Service<Request<Full<Bytes>>, Response = impl Sized, Error = Error> {
-    let policy =
-        RetryPolicy::new().backoff(backoff_fn(|| std::iter::repeat(Duration::from_secs(1))));
-    ServiceBuilder::new()
-        .layer(ErrorForStatusLayer::new())
-        .layer(RetryLayer::new(policy))
-        .service(inner)
-}
-
 #[tokio::test(start_paused = true)]
-async fn with_the_retry_layer_the_error_tells_of_the_attempts() {
-    let client = retrying(service_fn(async |_| {
-        let mut response = reply_text(429, r#"{"message":"Slow down"}"#);
-        let hint = HeaderValue::from_static("2");
-        response.headers_mut().insert("retry-after", hint);
-        Ok(response)
-    }));
-    let Err(Error::Api(error)) = client.oneshot(Request::new(Full::default())).await else {
-        panic!("429 is the API's error")
+async fn api_error_reports_retry_outcome() {
+    let limited = |_| {
+        response(429)
+            .with_text(r#"{"message":"Slow down"}"#)
+            .with_header("retry-after", "2")
     };
+    let server = ScriptedServer::new((0..4).map(limited));
+    let client = retrying_client(server.clone());
+    let error = into_api_error(client.oneshot(request("GET")).await);
+    server.assert_script_completed();
     let outcome = error.outcome();
     assert_eq!(outcome.attempts(), 4);
-    assert_eq!(outcome.total_delay(), Duration::from_secs(9));
+    assert_eq!(outcome.total_delay(), 9 * SECOND);
     assert_eq!(
         outcome.give_up_reason(),
         Some(GiveUpReason::RetriesExhausted)
     );
-    assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
+    assert_eq!(error.retry_after(), Some(2 * SECOND));
     assert_eq!(
         error.to_string(),
         "429 Too Many Requests: over the rate limit, back off: Slow down (4 attempts)"
@@ -355,13 +332,13 @@ async fn with_the_retry_layer_the_error_tells_of_the_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_transport_error_keeps_its_source_and_tells_of_the_attempts() {
-    let client = retrying(service_fn(async |_| {
-        Err::<Response<Reply>, BoxError>(io::Error::from(io::ErrorKind::ConnectionReset).into())
-    }));
-    let Err(Error::Transport(error)) = client.oneshot(Request::new(Full::default())).await else {
-        panic!("no answer came")
+async fn transport_error_keeps_source_and_reports_outcome() {
+    let server = ScriptedServer::new([io::ErrorKind::ConnectionReset; 4]);
+    let client = retrying_client(server.clone());
+    let Err(Error::Transport(error)) = client.oneshot(request("GET")).await else {
+        panic!("not a transport error")
     };
+    server.assert_script_completed();
     assert_eq!(
         (error.kind(), error.outcome().attempts()),
         (Kind::Disconnected, 4)
@@ -374,7 +351,7 @@ async fn a_transport_error_keeps_its_source_and_tells_of_the_attempts() {
         error.to_string(),
         "the connection broke before the answer was complete (4 attempts)"
     );
-    let source = error.source().and_then(|it| it.downcast_ref::<io::Error>());
+    let source = error.source().unwrap().downcast_ref::<io::Error>();
     assert_eq!(
         source.map(io::Error::kind),
         Some(io::ErrorKind::ConnectionReset)
@@ -384,12 +361,10 @@ async fn a_transport_error_keeps_its_source_and_tells_of_the_attempts() {
 }
 
 #[tokio::test]
-async fn an_outcome_of_an_earlier_call_is_not_told_again() {
-    let client = ErrorForStatusLayer::new().layer(service_fn(async |_: Request<()>| {
-        Err::<Response<Reply>, BoxError>("broken".into())
-    }));
-    let mut request = Request::new(());
-    request.extensions_mut().insert(OutcomeHandle::new());
+async fn outcome_of_earlier_call_is_not_reused() {
+    let server = ScriptedServer::from_fn(|_| Err::<u16, BoxError>("broken".into()));
+    let client = ErrorForStatusLayer::new().layer(server);
+    let request = Request::new(()).with_extension(OutcomeHandle::new());
     for _ in 0..2 {
         let error = client.clone().oneshot(request.clone()).await.unwrap_err();
         let outcome = error.outcome();
@@ -398,11 +373,11 @@ async fn an_outcome_of_an_earlier_call_is_not_told_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_given_up_from_outside_tells_of_the_attempts_made() {
+async fn outer_timeout_reports_attempts_made() {
     let policy = RetryPolicy::new().no_budget();
     let client = ServiceBuilder::new()
         .layer(ErrorForStatusLayer::new())
-        .layer(tower::timeout::TimeoutLayer::new(Duration::from_secs(5)))
+        .layer(TimeoutLayer::new(5 * SECOND))
         .layer(RetryLayer::new(policy.max_retries(2)))
         .service(service_fn({
             let calls = Arc::new(AtomicU64::new(0));
@@ -412,11 +387,11 @@ async fn a_call_that_is_given_up_from_outside_tells_of_the_attempts_made() {
                     if call == 2 {
                         std::future::pending::<()>().await;
                     }
-                    Ok::<_, BoxError>(reply_text(500, ""))
+                    Ok::<_, BoxError>(response(500).with_text(""))
                 }
             }
         }));
-    let request = Request::new(Full::<Bytes>::default());
+    let request = Request::new(RequestBody::default());
     let error = client.oneshot(request).await.unwrap_err();
     assert_eq!(error.to_string(), "no answer in time (3 attempts)");
     let outcome = error.outcome();
@@ -425,34 +400,32 @@ async fn a_call_that_is_given_up_from_outside_tells_of_the_attempts_made() {
 }
 
 #[tokio::test]
-async fn where_nobody_tells_of_attempts_none_are_claimed() {
-    let client = ErrorForStatusLayer::new().layer(service_fn(async |_: Request<()>| {
-        Err::<Response<Reply>, BoxError>("shed".into())
-    }));
+async fn display_omits_unknown_attempts() {
+    let server = ScriptedServer::new([Err::<u16, BoxError>("shed".into())]);
+    let client = ErrorForStatusLayer::new().layer(server);
     let error = client.oneshot(Request::new(())).await.unwrap_err();
     assert_eq!(error.to_string(), "the call failed");
 }
 
 #[tokio::test]
-async fn an_error_while_getting_ready_is_of_no_attempt() {
+async fn ready_error_reports_zero_attempts() {
     #[derive(Clone)]
     struct Broken;
-    impl Service<Request<()>> for Broken {
-        type Response = Response<Reply>;
-        type Error = io::Error;
-        type Future = std::future::Ready<io::Result<Response<Reply>>>;
 
-        fn poll_ready(
-            &mut self,
-            _: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<io::Result<()>> {
-            std::task::Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into()))
+    impl Service<Request<()>> for Broken {
+        type Response = InnerResponse;
+        type Error = io::Error;
+        type Future = std::future::Ready<io::Result<InnerResponse>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into()))
         }
 
         fn call(&mut self, _: Request<()>) -> Self::Future {
-            unreachable!("it is never ready")
+            unreachable!("never ready")
         }
     }
+
     let client = ErrorForStatusLayer::new().layer(Broken);
     let error = client.oneshot(Request::new(())).await.unwrap_err();
     assert_eq!(
@@ -466,47 +439,49 @@ async fn an_error_while_getting_ready_is_of_no_attempt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_secret_appears_in_the_error_or_its_sources() {
+async fn error_and_sources_contain_no_secrets() {
     const SECRET: &str = "acctok-4f9a01b2c3d4e5f6";
     let body = format!(
         r#"{{"error":"{SECRET}","token":"{SECRET}","message":"Bearer {SECRET} of /x?access_token={SECRET} expired"}}"#
     );
-    let client = retrying(service_fn(async |_| {
-        let mut response = reply_text(500, &body);
-        let headers: &mut HeaderMap = response.headers_mut();
-        headers.insert("set-cookie", HeaderValue::from_static(SECRET));
-        Ok(response)
-    }));
+    let reply = move |_| {
+        response(500)
+            .with_text(&body)
+            .with_header("set-cookie", SECRET)
+    };
+    let client = retrying_client(ScriptedServer::from_fn(reply));
     let request = Request::get(format!("https://{SECRET}@api.example/{SECRET}?t={SECRET}"))
         .header("authorization", format!("Bearer {SECRET}"))
-        .body(Full::from(SECRET))
+        .body(RequestBody::from(SECRET))
         .unwrap();
-    let error = client.oneshot(request).await.map(drop).unwrap_err();
+    let error = client.oneshot(request).await.unwrap_err();
     assert!(matches!(error, Error::Api(_)));
-    let mut shown = vec![
+    let mut texts = vec![
         error.to_string(),
         format!("{error:?}"),
         format!("{error:#?}"),
     ];
     let mut source = error.source();
     while let Some(error) = source {
-        shown.extend([error.to_string(), format!("{error:?}")]);
+        texts.extend([error.to_string(), format!("{error:?}")]);
         source = error.source();
     }
-    for text in shown {
+    for text in texts {
         assert!(!text.contains("4f9a"), "{text}");
         assert!(!text.contains('\n') || text.starts_with("ApiError {"));
     }
 }
 
 #[test]
-fn errors_go_where_errors_go() {
+fn errors_are_send_sync_static() {
     fn check<T: std::error::Error + Send + Sync + 'static>() {}
     check::<Error>();
     check::<ApiError>();
     let _: fn(Error) -> BoxError = BoxError::from;
-    assert_eq!(
-        RetryOutcome::from_response(&Response::new(())).attempts(),
-        1
-    );
+}
+
+#[test]
+fn default_outcome_has_one_attempt() {
+    let outcome = RetryOutcome::from_response(&Response::new(()));
+    assert_eq!(outcome.attempts(), 1);
 }

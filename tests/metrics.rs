@@ -1,25 +1,22 @@
-//! What is counted, as Prometheus sees it.
+//! Metrics, as exported to Prometheus.
 
-use std::{
-    iter,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "each suite uses a part of the helpers"
+)]
+mod common;
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use http_body_util::Full;
 use metrics_exporter_prometheus::PrometheusBuilder;
-use tower::{BoxError, Layer, ServiceExt, service_fn};
-use tower_http_retry::{RateGate, ReplayBody, RetryLayer, RetryPolicy, backoff_fn};
+use tower::{Layer, ServiceExt};
+use tower_http_retry::{RateGate, RetryLayer};
 
-type Body = Full<Bytes>;
-type Attempt = Request<ReplayBody<Body>>;
+use common::{SECOND, ScriptedServer, policy_with_delay, request};
 
 #[test]
-fn an_exporter_sees_requests_attempts_retries_stops_waits_budget_and_gate() {
+fn metrics_are_exported_and_described() {
     let recorder = PrometheusBuilder::new().build_recorder();
-    let text = recorder.handle();
+    let handle = recorder.handle();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -28,29 +25,20 @@ fn an_exporter_sees_requests_attempts_retries_stops_waits_budget_and_gate() {
     metrics::with_local_recorder(&recorder, || {
         tower_http_retry::describe_metrics();
         runtime.block_on(async {
-            let policy = RetryPolicy::new()
+            let policy = policy_with_delay(2 * SECOND)
                 .name("accounts")
-                .backoff(backoff_fn(|| iter::repeat(Duration::from_secs(2))))
                 .max_retries(2)
                 .rate_gate(RateGate::new());
-            let script = [200, 504, 200, 504, 504, 504, 404].into_iter();
-            let script = Arc::new(Mutex::new(script));
-            let client = RetryLayer::new(policy).layer(service_fn(move |_: Attempt| {
-                let status = script.lock().unwrap().next().expect("one attempt too many");
-                async move {
-                    let mut response = Response::new(Body::default());
-                    *response.status_mut() = StatusCode::from_u16(status)?;
-                    Ok::<_, BoxError>(response)
-                }
-            }));
+            let server = ScriptedServer::new([200, 504, 200, 504, 504, 504, 404]);
+            let client = RetryLayer::new(policy).layer(server.clone());
             for _ in 0..4 {
-                let request = Request::new(Body::default());
-                client.clone().oneshot(request).await.unwrap();
+                client.clone().oneshot(request("GET")).await.unwrap();
             }
+            server.assert_script_completed();
         });
     });
-    let text = text.render();
-    for line in [
+    let text = handle.render();
+    for expected in [
         "tower_http_retry_requests_total{client=\"accounts\"} 4",
         "tower_http_retry_attempts_total{client=\"accounts\"} 7",
         "tower_http_retry_retries_total{client=\"accounts\",reason=\"504\"} 3",
@@ -62,14 +50,12 @@ fn an_exporter_sees_requests_attempts_retries_stops_waits_budget_and_gate() {
         "tower_http_retry_gate_closed_seconds{client=\"accounts\"} 0",
         "tower_http_retry_gate_queue_length{client=\"accounts\"} 0",
     ] {
-        assert!(text.lines().any(|it| it == line), "no {line} in\n{text}");
+        let is_exported = text.lines().any(|line| line == expected);
+        assert!(is_exported, "no {expected} in\n{text}");
     }
     for name in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let name = name.split(' ').next().unwrap();
-        let described = format!("# HELP {name} ");
-        assert!(
-            text.contains(&described),
-            "{name} is not described in\n{text}"
-        );
+        let help = format!("# HELP {name} ");
+        assert!(text.contains(&help), "{name} is not described in\n{text}");
     }
 }

@@ -1,21 +1,22 @@
-//! What an operator sees in tracing, and what nobody may see there.
+//! Spans and events, as recorded by a `tracing` subscriber.
+
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "each suite uses a part of the helpers"
+)]
+mod common;
 
 use std::{
     collections::BTreeMap,
     fmt::Debug,
     io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex},
 };
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
-use tower::{BoxError, Layer, ServiceExt, service_fn};
-use tower_http_retry::{ReplayBody, RetryLayer, RetryPolicy, backoff_fn};
+use http::Request;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_http_retry::RetryLayer;
 use tracing::{
     Instrument, Level, Subscriber,
     field::{Field, Visit},
@@ -23,25 +24,30 @@ use tracing::{
 };
 use tracing_subscriber::{layer::Context, prelude::*, registry::LookupSpan};
 
+use common::{
+    InnerRequest, MS, RequestBody, ResponseExt, ScriptedServer, policy_with_delay, response,
+};
+
 type Script = [Result<u16, io::ErrorKind>];
 type Fields = BTreeMap<&'static str, String>;
 
-/// A span or an event, as it was at its end.
+/// A closed span or an event.
 #[derive(Clone, Debug)]
-struct Seen {
+struct Record {
     name: String,
     level: Level,
     parent: Option<String>,
     fields: Fields,
 }
 
+/// A subscriber layer that keeps all spans and events.
 #[derive(Clone, Default)]
-struct Recorder(Arc<Mutex<Vec<Seen>>>);
+struct Recorder(Arc<Mutex<Vec<Record>>>);
 
 #[derive(Default)]
-struct Collect(Fields);
+struct FieldCollector(Fields);
 
-impl Visit for Collect {
+impl Visit for FieldCollector {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         self.0.insert(field.name(), format!("{value:?}"));
     }
@@ -53,20 +59,20 @@ impl Visit for Collect {
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> tracing_subscriber::Layer<S> for Recorder {
     fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, cx: Context<'_, S>) {
-        let mut collect = Collect::default();
+        let mut collect = FieldCollector::default();
         attributes.record(&mut collect);
         cx.span(id).unwrap().extensions_mut().insert(collect);
     }
 
     fn on_record(&self, id: &span::Id, values: &span::Record<'_>, cx: Context<'_, S>) {
         let span = cx.span(id).unwrap();
-        values.record(span.extensions_mut().get_mut::<Collect>().unwrap());
+        values.record(span.extensions_mut().get_mut::<FieldCollector>().unwrap());
     }
 
     fn on_close(&self, id: span::Id, cx: Context<'_, S>) {
         let span = cx.span(&id).unwrap();
-        let fields = span.extensions_mut().remove::<Collect>().unwrap().0;
-        self.0.lock().unwrap().push(Seen {
+        let fields = span.extensions_mut().remove::<FieldCollector>().unwrap().0;
+        self.0.lock().unwrap().push(Record {
             name: span.name().to_owned(),
             level: *span.metadata().level(),
             parent: span.parent().map(|parent| parent.name().to_owned()),
@@ -75,9 +81,9 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> tracing_subscriber::Layer<S> for Re
     }
 
     fn on_event(&self, event: &tracing::Event<'_>, cx: Context<'_, S>) {
-        let mut collect = Collect::default();
+        let mut collect = FieldCollector::default();
         event.record(&mut collect);
-        self.0.lock().unwrap().push(Seen {
+        self.0.lock().unwrap().push(Record {
             name: collect.0.remove("message").unwrap_or_default(),
             level: *event.metadata().level(),
             parent: cx.event_span(event).map(|span| span.name().to_owned()),
@@ -86,47 +92,47 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> tracing_subscriber::Layer<S> for Re
     }
 }
 
-/// What is seen of one call, made inside a span named `caller`, whose attempts end as `script` says.
-async fn seen(request: Request<Full<Bytes>>, script: &Script) -> Vec<Seen> {
+/// Makes a call in a span named `caller`, and returns the other spans and the events.
+async fn record_call(request: Request<RequestBody>, script: &Script) -> Vec<Record> {
     let recorder = Recorder::default();
     let subscriber = tracing_subscriber::registry().with(recorder.clone());
     let _default = subscriber.set_default();
-    let calls = AtomicUsize::new(0);
-    let inner = service_fn(async |_: Request<ReplayBody<Full<Bytes>>>| {
-        tracing::info!("inside");
-        let status = script[calls.fetch_add(1, Ordering::Relaxed)].map_err(io::Error::from)?;
-        let mut response = Response::new(Full::<Bytes>::from("TOPSECRET"));
-        *response.status_mut() = StatusCode::from_u16(status).unwrap();
-        let headers = response.headers_mut();
-        headers.insert("www-authenticate", "Basic realm=TOPSECRET".parse().unwrap());
-        Ok::<_, BoxError>(response)
+    let script = script.iter().map(|reply| {
+        reply.map(|status| {
+            response(status)
+                .with_text("TOPSECRET")
+                .with_header("www-authenticate", "Basic realm=TOPSECRET")
+        })
     });
-    let policy =
-        RetryPolicy::new().backoff(backoff_fn(|| std::iter::repeat(Duration::from_millis(10))));
-    let client = RetryLayer::new(policy).layer(inner);
+    let server = ScriptedServer::new(script);
+    let inner = service_fn(async |request: InnerRequest| {
+        tracing::info!("inside");
+        server.clone().oneshot(request).await
+    });
+    let client = RetryLayer::new(policy_with_delay(10 * MS)).layer(inner);
     let call = client
         .oneshot(request)
         .instrument(tracing::info_span!("caller"));
     drop(call.await);
-    assert_eq!(calls.into_inner(), script.len());
-    let seen = recorder.0.lock().unwrap();
-    seen.iter()
-        .filter(|it| it.name != "caller")
-        .cloned()
-        .collect()
+    server.assert_script_completed();
+    let mut records = recorder.0.lock().unwrap().clone();
+    records.retain(|record| record.name != "caller");
+    records
 }
 
-fn request(method: &str) -> Request<Full<Bytes>> {
+/// Creates a request with a secret in each part that can hold one.
+fn secret_request(method: &str) -> Request<RequestBody> {
     Request::builder()
-        .method(Method::from_bytes(method.as_bytes()).unwrap())
+        .method(method)
         .uri("https://user:TOPSECRET@api.example/TOPSECRET?token=TOPSECRET")
         .header("authorization", "Bearer TOPSECRET")
-        .body(Full::from("TOPSECRET"))
+        .body(RequestBody::from("TOPSECRET"))
         .unwrap()
 }
 
-fn named<'a>(seen: &'a [Seen], name: &str) -> Vec<&'a Seen> {
-    seen.iter().filter(|it| it.name == name).collect()
+fn with_name<'a>(records: &'a [Record], name: &str) -> Vec<&'a Record> {
+    let matching = records.iter().filter(|record| record.name == name);
+    matching.collect()
 }
 
 fn fields(pairs: &[(&'static str, &str)]) -> Fields {
@@ -136,16 +142,18 @@ fn fields(pairs: &[(&'static str, &str)]) -> Fields {
         .collect()
 }
 
+/// Records a call with two retries.
+async fn record_retried_call() -> Vec<Record> {
+    let script = [Ok(429), Err(io::ErrorKind::BrokenPipe), Ok(200)];
+    record_call(secret_request("GET"), &script).await
+}
+
 #[tokio::test(start_paused = true)]
-async fn each_attempt_is_a_span_and_each_retry_an_event_of_the_callers_span() {
-    let seen = seen(
-        request("GET"),
-        &[Ok(429), Err(io::ErrorKind::BrokenPipe), Ok(200)],
-    )
-    .await;
-    let order: Vec<_> = seen.iter().map(|it| it.name.as_str()).collect();
+async fn retries_are_recorded_between_attempts() {
+    let records = record_retried_call().await;
+    let names: Vec<_> = records.iter().map(|record| record.name.as_str()).collect();
     assert_eq!(
-        order,
+        names,
         [
             "inside",
             "http_attempt",
@@ -157,22 +165,27 @@ async fn each_attempt_is_a_span_and_each_retry_an_event_of_the_callers_span() {
             "http_attempt"
         ]
     );
-    let common = fields(&[
-        ("http.request.method", "GET"),
-        ("otel.kind", "client"),
-        ("otel.name", "GET"),
-        ("server.address", "api.example"),
-        ("server.port", "443"),
-    ]);
-    let with = |own: &[(&'static str, &str)]| {
-        let mut all = common.clone();
-        all.extend(fields(own));
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_are_child_spans_of_caller_span() {
+    let records = record_retried_call().await;
+    let attempts = with_name(&records, "http_attempt");
+    assert_eq!(attempts.len(), 3);
+    let attempt_fields = |specific: &[(&'static str, &str)]| {
+        let mut all = fields(&[
+            ("http.request.method", "GET"),
+            ("otel.kind", "client"),
+            ("otel.name", "GET"),
+            ("server.address", "api.example"),
+            ("server.port", "443"),
+        ]);
+        all.extend(fields(specific));
         all
     };
-    let attempts = named(&seen, "http_attempt");
     assert_eq!(
         attempts[0].fields,
-        with(&[
+        attempt_fields(&[
             ("http.response.status_code", "429"),
             ("error.type", "429"),
             ("otel.status_code", "ERROR"),
@@ -180,7 +193,7 @@ async fn each_attempt_is_a_span_and_each_retry_an_event_of_the_callers_span() {
     );
     assert_eq!(
         attempts[1].fields,
-        with(&[
+        attempt_fields(&[
             ("http.request.resend_count", "1"),
             ("error.type", "disconnected"),
             ("otel.status_code", "ERROR"),
@@ -188,7 +201,7 @@ async fn each_attempt_is_a_span_and_each_retry_an_event_of_the_callers_span() {
     );
     assert_eq!(
         attempts[2].fields,
-        with(&[
+        attempt_fields(&[
             ("http.request.resend_count", "2"),
             ("http.response.status_code", "200"),
         ])
@@ -199,10 +212,23 @@ async fn each_attempt_is_a_span_and_each_retry_an_event_of_the_callers_span() {
             (Level::INFO, Some("caller"))
         );
     }
-    for inside in named(&seen, "inside") {
+}
+
+#[tokio::test(start_paused = true)]
+async fn inner_service_runs_in_span_of_attempt() {
+    let records = record_retried_call().await;
+    let events = with_name(&records, "inside");
+    assert_eq!(events.len(), 3);
+    for inside in events {
         assert_eq!(inside.parent.as_deref(), Some("http_attempt"));
     }
-    let retries = named(&seen, "retrying");
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_are_events_of_caller_span() {
+    let records = record_retried_call().await;
+    let retries = with_name(&records, "retrying");
+    assert_eq!(retries.len(), 2);
     assert_eq!(
         retries[0].fields,
         fields(&[
@@ -221,7 +247,7 @@ async fn each_attempt_is_a_span_and_each_retry_an_event_of_the_callers_span() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn giving_up_is_a_warning_only_where_retries_were_made_or_refused() {
+async fn give_up_is_debug_only_after_first_non_retryable_failure() {
     let table: [(&str, &Script, Level, &str, &str); 5] = [
         ("GET", &[Ok(404)], Level::DEBUG, "not_retryable", "1"),
         ("POST", &[Ok(500)], Level::WARN, "not_idempotent", "1"),
@@ -242,9 +268,9 @@ async fn giving_up_is_a_warning_only_where_retries_were_made_or_refused() {
         ),
     ];
     for (method, script, level, reason, attempts) in table {
-        let seen = seen(request(method), script).await;
-        let [event] = named(&seen, "giving up")[..] else {
-            panic!("one event at the end of a failure: {seen:?}")
+        let records = record_call(secret_request(method), script).await;
+        let [event] = with_name(&records, "giving up")[..] else {
+            panic!("not exactly one give-up event: {records:?}")
         };
         assert_eq!(
             (event.level, event.parent.as_deref()),
@@ -256,19 +282,19 @@ async fn giving_up_is_a_warning_only_where_retries_were_made_or_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_method_that_the_conventions_do_not_know_is_other() {
-    let seen = seen(request("PURGE"), &[Ok(200)]).await;
-    let attempt = named(&seen, "http_attempt")[0];
+async fn unknown_method_is_recorded_as_other() {
+    let records = record_call(secret_request("PURGE"), &[Ok(200)]).await;
+    let attempt = with_name(&records, "http_attempt")[0];
     assert_eq!(attempt.fields["http.request.method"], "_OTHER");
     assert_eq!(attempt.fields["otel.name"], "HTTP");
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_secret_is_recorded() {
+async fn spans_and_events_contain_no_secrets() {
     let scripts: [&Script; 3] = [&[Ok(500), Ok(200)], &[Ok(401)], &[Ok(500); 4]];
     for script in scripts {
-        let seen = seen(request("GET"), script).await;
-        assert!(!seen.is_empty());
-        assert!(!format!("{seen:?}").contains("TOPSECRET"), "{seen:?}");
+        let records = record_call(secret_request("GET"), script).await;
+        assert!(!records.is_empty());
+        assert!(!format!("{records:?}").contains("TOPSECRET"), "{records:?}");
     }
 }
