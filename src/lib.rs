@@ -143,6 +143,7 @@ pub use self::{
         ApiError, Error, ErrorForStatus, ErrorForStatusLayer, RateGatedError, TransportError,
         error_for_status,
     },
+    invalid_config::InvalidConfig,
     outcome::{GiveUpReason, OutcomeHandle, RetryOutcome},
     policy::{IdempotencyKey, RequestOptions, RetryPolicy},
     rate_gate::RateGate,
