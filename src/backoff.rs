@@ -1,4 +1,4 @@
-//! Schedules: how long to wait before each retry.
+//! Backoff strategies.
 
 use std::{
     fmt,
@@ -17,8 +17,8 @@ pub type Delays = Box<dyn Iterator<Item = Duration> + Send>;
 /// A backoff strategy: creates the delays of each request that is retried.
 ///
 /// The server's `Retry-After` is added to each delay. [`backoff_fn`] turns a closure that returns an
-/// iterator into a strategy, so the builders of the crate `backon` fit as they are. The trait is
-/// object safe and implemented for `&T`, `Box<T>` and `Arc<T>`.
+/// iterator into a strategy, which supports the builders of the crate `backon`. The trait is object
+/// safe and implemented for `&T`, `Box<T>` and `Arc<T>`.
 ///
 /// # Examples
 ///
@@ -26,7 +26,7 @@ pub type Delays = Box<dyn Iterator<Item = Duration> + Send>;
 /// use std::time::Duration;
 /// use tower_http_retry::{Backoff, Delays, RetryPolicy};
 ///
-/// /// Waits 1 s, 2 s, 3 s and so on.
+/// /// Delays of 1 s, 2 s, 3 s and so on.
 /// #[derive(Debug)]
 /// struct Linear;
 ///
@@ -109,21 +109,26 @@ impl<F> fmt::Debug for BackoffFn<F> {
     }
 }
 
-/// Exponential backoff with full jitter: before retry `n` (0, 1, 2 …) a delay drawn evenly from
-/// `0 ..= min(cap, base · 2ⁿ)`.
+/// Exponential backoff with full jitter.
 ///
-/// The default is a base of 100 ms and a cap of 10 s. Jitter comes inside the cap, so that no delay
-/// is ever above it. Full jitter needed the fewest calls of the variants compared in
+/// The delay before retry `n` (0, 1, 2 …) is drawn uniformly from `0 ..= min(cap, base · 2ⁿ)`. Jitter
+/// is applied after the cap, and therefore no delay exceeds it. The delays never end: the policy limits
+/// the number of retries. Each request draws its own delays.
+///
+/// The default is a base of 100 ms and a cap of 10 s. All values are valid: with a base of zero every
+/// delay is zero, and a base above the cap draws from `0 ..= cap`. Full jitter needed the fewest calls
+/// of the variants compared in
 /// [Exponential Backoff And Jitter](https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)
-/// (AWS, 2015). Each request draws numbers of its own. Any base and cap will do: a base of zero
-/// never waits, and a base above the cap draws from `0 ..= cap` at once.
+/// (AWS, 2015).
+///
+/// # Examples
 ///
 /// ```
 /// use std::time::Duration;
 /// use tower_http_retry::{Backoff, ExponentialBackoff};
 ///
-/// let schedule = ExponentialBackoff::new(Duration::from_millis(20), Duration::from_secs(1));
-/// assert!(schedule.delays().take(100).all(|delay| delay <= Duration::from_secs(1)));
+/// let backoff = ExponentialBackoff::new(Duration::from_millis(20), Duration::from_secs(1));
+/// assert!(backoff.delays().take(100).all(|delay| delay <= Duration::from_secs(1)));
 /// ```
 #[derive(Clone)]
 pub struct ExponentialBackoff {
@@ -133,7 +138,7 @@ pub struct ExponentialBackoff {
 }
 
 impl ExponentialBackoff {
-    /// A schedule that starts below `base` and never exceeds `cap`.
+    /// Creates a backoff whose first delay is at most `base` and whose delays never exceed `cap`.
     pub fn new(base: Duration, cap: Duration) -> Self {
         Self {
             base,
@@ -142,8 +147,10 @@ impl ExponentialBackoff {
         }
     }
 
-    /// Makes the delays the same in each run: the first request that needs a delay gets the first
-    /// sequence of this seed, the next one the second, and so on, counted over all clones.
+    /// Makes the delays deterministic, for tests and simulations.
+    ///
+    /// The n-th request that needs a delay gets the n-th sequence of this seed. All clones share the
+    /// count of requests.
     #[must_use]
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = Some(Seed {
@@ -153,9 +160,9 @@ impl ExponentialBackoff {
         self
     }
 
-    /// The largest delay before retry `n`.
+    /// Returns the maximum delay before retry `n`.
     fn ceiling(&self, n: u32) -> Duration {
-        // As many doublings at once as a factor of 32 bits holds, until the cap is reached.
+        // `saturating_mul` takes a `u32`: at most 31 doublings per step.
         let mut ceiling = self.base;
         let mut doublings = n;
         while doublings > 0 && ceiling < self.cap && !ceiling.is_zero() {
@@ -185,20 +192,21 @@ impl fmt::Debug for ExponentialBackoff {
 
 impl Backoff for ExponentialBackoff {
     fn delays(&self) -> Delays {
-        let schedule = self.clone();
+        let backoff = self.clone();
         let mut rng = match &self.seed {
             Some(seed) => seed.next(),
             None => fastrand::Rng::new(),
         };
         let mut retry = 0_u32;
         Box::new(std::iter::from_fn(move || {
-            let ceiling = schedule.ceiling(retry);
+            let ceiling = backoff.ceiling(retry);
             retry = retry.saturating_add(1);
             Some(jitter(ceiling, &mut rng))
         }))
     }
 }
 
+/// A seed, and the number of requests that have drawn from it.
 #[derive(Clone)]
 struct Seed {
     seed: u64,
@@ -206,27 +214,29 @@ struct Seed {
 }
 
 impl Seed {
+    /// Returns the generator for the next request.
     fn next(&self) -> fastrand::Rng {
         let request = self.requests.fetch_add(1, Ordering::Relaxed);
-        // Neighbouring seeds of the generator start alike; one draw apart they do not.
+        // Nearby seeds produce correlated first draws; one draw decorrelates them.
         let mut spread = fastrand::Rng::with_seed(self.seed ^ request.rotate_left(32));
         fastrand::Rng::with_seed(spread.u64(..))
     }
 }
 
+/// Draws a delay uniformly from `0 ..= ceiling`.
 fn jitter(ceiling: Duration, rng: &mut fastrand::Rng) -> Duration {
     const NANOS_PER_SEC: u128 = 1_000_000_000;
     let nanos = rng.u128(0..=ceiling.as_nanos());
-    // Both fit: the draw is no larger than a `Duration`.
+    // Neither cast truncates, as the draw does not exceed a `Duration`.
     Duration::new(
         (nanos / NANOS_PER_SEC) as u64,
         (nanos % NANOS_PER_SEC) as u32,
     )
 }
 
-/// The exponential schedule of the crate `backoff`, cloned and reset for each request.
+/// The exponential backoff of the crate `backoff`, cloned and reset for each request.
 ///
-/// Its `max_elapsed_time` runs on the system's clock, not on tokio's, from the first retry.
+/// Its `max_elapsed_time` starts at the first retry and uses the system's clock, not tokio's.
 #[cfg(feature = "backoff")]
 #[cfg_attr(docsrs, doc(cfg(feature = "backoff")))]
 impl<C> Backoff for ::backoff::exponential::ExponentialBackoff<C>
@@ -236,9 +246,9 @@ where
     fn delays(&self) -> Delays {
         use ::backoff::backoff::Backoff as _;
 
-        let mut schedule = self.clone();
-        schedule.reset();
-        Box::new(std::iter::from_fn(move || schedule.next_backoff()))
+        let mut backoff = self.clone();
+        backoff.reset();
+        Box::new(std::iter::from_fn(move || backoff.next_backoff()))
     }
 }
 
@@ -250,7 +260,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn the_ceiling_doubles_up_to_the_cap_and_never_overflows() {
+    fn ceiling_doubles_up_to_cap_without_overflow() {
         let default = ExponentialBackoff::default();
         let ceilings: Vec<_> = (0..9).map(|n| default.ceiling(n).as_millis()).collect();
         assert_eq!(
@@ -268,27 +278,27 @@ mod tests {
         let nanos = ExponentialBackoff::new(Duration::from_nanos(1), Duration::from_secs(3600));
         assert_eq!(nanos.ceiling(40), Duration::from_nanos(1 << 40));
         assert_eq!(nanos.ceiling(4_000_000_000), Duration::from_secs(3600));
-        let never = ExponentialBackoff::new(Duration::ZERO, Duration::MAX);
-        assert_eq!(never.ceiling(4_000_000_000), Duration::ZERO);
+        let zero_base = ExponentialBackoff::new(Duration::ZERO, Duration::MAX);
+        assert_eq!(zero_base.ceiling(4_000_000_000), Duration::ZERO);
     }
 
     #[test]
-    fn no_two_requests_share_their_delays_whether_seeded_or_not() {
-        for schedule in [
+    fn requests_draw_different_delays_with_and_without_seed() {
+        for backoff in [
             ExponentialBackoff::default(),
             ExponentialBackoff::default().with_seed(7),
         ] {
-            let first: Vec<_> = schedule.delays().take(8).collect();
-            let second: Vec<_> = schedule.clone().delays().take(8).collect();
+            let first: Vec<_> = backoff.delays().take(8).collect();
+            let second: Vec<_> = backoff.clone().delays().take(8).collect();
             assert_ne!(first, second);
         }
     }
 
     #[test]
-    fn a_seed_repeats_the_run() {
+    fn same_seed_reproduces_delays() {
         let run = |seed| {
-            let schedule = ExponentialBackoff::default().with_seed(seed);
-            let requests = (0..4).flat_map(|_| schedule.delays().take(5));
+            let backoff = ExponentialBackoff::default().with_seed(seed);
+            let requests = (0..4).flat_map(|_| backoff.delays().take(5));
             requests.collect::<Vec<_>>()
         };
         assert_eq!(run(1), run(1));
@@ -297,7 +307,7 @@ mod tests {
 
     #[cfg(feature = "backoff")]
     #[test]
-    fn schedules_of_the_backoff_crate_start_afresh_for_each_request() {
+    fn backoff_crate_strategies_restart_for_each_request() {
         let exponential = ::backoff::ExponentialBackoff {
             randomization_factor: 0.0,
             ..Default::default()
@@ -315,17 +325,17 @@ mod tests {
     }
 
     #[test]
-    fn schedules_of_backon_are_schedules() {
+    fn backon_builders_restart_for_each_request() {
         use backon::{BackoffBuilder, ConstantBuilder};
 
-        let schedule = backoff_fn(|| ConstantBuilder::default().with_max_times(2).build());
-        assert_eq!(schedule.delays().count(), 2);
-        assert_eq!(schedule.delays().count(), 2);
+        let backoff = backoff_fn(|| ConstantBuilder::default().with_max_times(2).build());
+        assert_eq!(backoff.delays().count(), 2);
+        assert_eq!(backoff.delays().count(), 2);
     }
 
     proptest! {
         #[test]
-        fn a_delay_stays_within_its_ceiling_and_is_spread_below_it(
+        fn delays_never_exceed_ceiling_or_cap(
             base in prop_oneof![
                 0u64..1000,
                 (1u64..20).prop_map(|s| s * 1_000_000_000),
@@ -335,17 +345,17 @@ mod tests {
             seed: u64,
         ) {
             let (base, cap) = (Duration::from_nanos(base), Duration::from_nanos(cap));
-            let schedule = ExponentialBackoff::new(base, cap).with_seed(seed);
-            for (n, delay) in (0..).zip(schedule.delays().take(40)) {
-                prop_assert!(delay <= schedule.ceiling(n) && delay <= cap);
+            let backoff = ExponentialBackoff::new(base, cap).with_seed(seed);
+            for (n, delay) in (0..).zip(backoff.delays().take(40)) {
+                prop_assert!(delay <= backoff.ceiling(n) && delay <= cap);
             }
         }
 
         #[test]
-        fn whole_second_bases_are_jittered_too(seconds in 1u64..5, seed: u64) {
+        fn bases_of_whole_seconds_are_jittered(seconds in 1u64..5, seed: u64) {
             let base = Duration::from_secs(seconds);
-            let schedule = ExponentialBackoff::new(base, Duration::from_secs(60)).with_seed(seed);
-            let firsts: Vec<_> = (0..64).filter_map(|_| schedule.delays().next()).collect();
+            let backoff = ExponentialBackoff::new(base, Duration::from_secs(60)).with_seed(seed);
+            let firsts: Vec<_> = (0..64).filter_map(|_| backoff.delays().next()).collect();
             prop_assert!(firsts.iter().any(|delay| *delay < base / 2));
             prop_assert!(firsts.iter().any(|delay| *delay > base / 2));
             prop_assert!(firsts.iter().any(|delay| delay.subsec_nanos() != 0));

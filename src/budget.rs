@@ -1,4 +1,4 @@
-//! What all clones of a layer may spend on retries.
+//! Retry budgets.
 
 use std::{fmt, num::NonZeroU32};
 
@@ -9,29 +9,32 @@ use crate::{
     sync::{Arc, AtomicU32, AtomicU64, Ordering},
 };
 
-/// A budget of tokens that bounds the retries of all requests that share it.
+/// A token budget that limits the retries of all requests that share it.
 ///
-/// It starts full. A retry costs [`cost`](Self::new) tokens and is refused where they are not there
-/// ([`GiveUpReason::BudgetExhausted`](crate::GiveUpReason::BudgetExhausted)). An answer to a first attempt
-/// that is no failure worth retrying (a 404 too: the server is alive) gives 1 token; such an answer to
-/// a retry gives back what that retry cost. So retries are paid by such answers, and an outage, which
-/// brings none, cannot pay for them: Bronson et al., "Metastable Failures in Distributed Systems", HotOS
-/// 2021.
+/// The budget starts full. Each retry withdraws [`cost`](Self::new) tokens. If the balance is too low,
+/// the retry is not made
+/// ([`GiveUpReason::BudgetExhausted`](crate::GiveUpReason::BudgetExhausted)). A response that is not a
+/// retryable failure deposits tokens: 1 token after a first attempt, and the cost of the retry after a
+/// retry. A 404 counts too, as the server is alive. During an outage there are no such responses, and
+/// the retries stop. This prevents retries from sustaining the outage: see Bronson et al., "Metastable
+/// Failures in Distributed Systems", HotOS 2021.
 ///
-/// Free are a retry after a 429 whose `Retry-After` is above zero, since the server set its time, and one
-/// of a request that the server handed back unseen when it renewed an HTTP/2 connection (GOAWAY with
-/// NO_ERROR); an answer to it counts as one to a first attempt.
+/// Two kinds of retries are free: after a 429 with a positive `Retry-After`, since the server chose the
+/// time, and after a graceful HTTP/2 GOAWAY (NO_ERROR) that left the request unprocessed. A response to
+/// a free retry deposits 1 token.
 ///
-/// The default is a capacity of 50 and a cost of 10. Its honest limit: of 100 requests that fail at the
-/// same moment, 5 are retried.
+/// The default is a capacity of 50 and a cost of 10. With it, 5 of 100 requests that fail at the same
+/// moment are retried.
 ///
-/// A retry that was never sent is refunded: its call was dropped while it waited, the service did not
-/// get ready, or the failed response's body said `invalid_token`. One that was sent and failed is not.
-/// While the budget is full, a success writes no shared memory.
+/// A retry that is never sent is refunded: the call is dropped before the retry starts, the rate gate
+/// rejects it, the inner service returns an error from `poll_ready`, or the failed response's body
+/// contains `invalid_token`. A retry that is sent and fails is not refunded. While the budget is full, a
+/// deposit does not write to shared memory.
 ///
-/// Clones share the tokens. Unless one is given, each
-/// [`RetryLayer`](crate::RetryLayer) has a budget of its own; a budget given to several layers is
-/// shared by them.
+/// Clones share the tokens. Each [`RetryLayer`](crate::RetryLayer) has its own budget by default. Pass
+/// clones of one budget to several layers to share it.
+///
+/// # Examples
 ///
 /// ```
 /// use tower_http_retry::{RetryBudget, RetryLayer, RetryPolicy};
@@ -45,56 +48,62 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct RetryBudget {
-    shared: Arc<Shared>,
+    state: Arc<BudgetState>,
 }
 
-struct Shared {
+/// The state that all clones of a budget share.
+struct BudgetState {
     tokens: Tokens,
     withdrawals: AtomicU64,
     overdrafts: AtomicU64,
 }
 
 enum Tokens {
-    Own(Bucket),
+    Own(TokenBucket),
     Tower(Box<dyn Budget + Send + Sync>),
 }
 
 impl RetryBudget {
-    /// A full budget of `capacity` tokens, of which each retry costs `cost`.
+    /// Creates a full budget of `capacity` tokens. Each retry costs `cost` tokens.
     ///
     /// # Errors
     ///
-    /// Returns [`InvalidConfig`] if `cost` exceeds `capacity`, which would allow no retry at all.
+    /// Returns [`InvalidConfig`] if `cost` exceeds `capacity`, as no retry would be possible.
     pub fn new(capacity: NonZeroU32, cost: NonZeroU32) -> Result<Self, InvalidConfig> {
         if cost > capacity {
             let message =
                 format!("a retry costs {cost} tokens, but the capacity is {capacity} tokens");
             return Err(InvalidConfig::new("budget", message));
         }
-        Ok(Self::of(Tokens::Own(Bucket::new(capacity.get(), cost))))
+        Ok(Self::from_tokens(Tokens::Own(TokenBucket::new(
+            capacity.get(),
+            cost,
+        ))))
     }
 
-    /// A budget of tower's, [`TpsBudget`](tower::retry::budget::TpsBudget) for instance.
+    /// Creates a budget from one of tower's budgets, for example
+    /// [`TpsBudget`](tower::retry::budget::TpsBudget).
     ///
-    /// Each withdrawal is one retry and each deposit one answer, whatever [`new`](Self::new) says of
-    /// tokens. tower's trait has no way to give back, so that a retry that was cancelled before it was
-    /// sent is spent.
+    /// Each retry is one withdrawal, and each response that is not a retryable failure is one deposit.
+    /// tower's trait has no refund: a retry that is cancelled before it is sent stays withdrawn.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use tower::retry::budget::TpsBudget;
     /// use tower_http_retry::{RetryBudget, RetryPolicy};
     ///
     /// let budget = RetryBudget::from_tower(TpsBudget::default());
-    /// assert_eq!(budget.balance(), None); // it does not tell
+    /// assert_eq!(budget.balance(), None); // not available
     /// let policy = RetryPolicy::new().budget(budget);
     /// ```
     pub fn from_tower(budget: impl Budget + Send + Sync + 'static) -> Self {
-        Self::of(Tokens::Tower(Box::new(budget)))
+        Self::from_tokens(Tokens::Tower(Box::new(budget)))
     }
 
-    fn of(tokens: Tokens) -> Self {
+    fn from_tokens(tokens: Tokens) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            state: Arc::new(BudgetState {
                 tokens,
                 withdrawals: AtomicU64::new(0),
                 overdrafts: AtomicU64::new(0),
@@ -102,47 +111,50 @@ impl RetryBudget {
         }
     }
 
-    /// The tokens left; `None` for a budget of tower's, which does not tell.
+    /// Returns the current number of tokens, or `None` for a budget created by
+    /// [`from_tower`](Self::from_tower), whose balance is not available.
     pub fn balance(&self) -> Option<u32> {
-        match &self.shared.tokens {
-            Tokens::Own(bucket) => Some(bucket.tokens()),
+        match &self.state.tokens {
+            Tokens::Own(bucket) => Some(bucket.balance()),
             Tokens::Tower(_) => None,
         }
     }
 
-    /// How many retries have been paid for since the budget was made, those given back included.
+    /// Returns the number of successful withdrawals since the budget was created, including refunded
+    /// ones.
     pub fn withdrawals(&self) -> u64 {
-        self.shared.withdrawals.load(Ordering::Relaxed)
+        self.state.withdrawals.load(Ordering::Relaxed)
     }
 
-    /// How many retries have been refused since the budget was made.
+    /// Returns the number of withdrawals that failed since the budget was created because the balance
+    /// was too low.
     pub fn overdrafts(&self) -> u64 {
-        self.shared.overdrafts.load(Ordering::Relaxed)
+        self.state.overdrafts.load(Ordering::Relaxed)
     }
 
-    /// Takes what a retry costs; `None` where it is not there.
+    /// Withdraws the cost of one retry. Returns `None` if the balance is too low.
     pub(crate) fn try_withdraw(&self) -> Option<Withdrawal> {
-        let paid = match &self.shared.tokens {
+        let paid = match &self.state.tokens {
             Tokens::Own(bucket) => bucket.withdraw(),
             Tokens::Tower(budget) => budget.withdraw(),
         };
         let count = match paid {
-            true => &self.shared.withdrawals,
-            false => &self.shared.overdrafts,
+            true => &self.state.withdrawals,
+            false => &self.state.overdrafts,
         };
         count.fetch_add(1, Ordering::Relaxed);
-        // Made only where it was paid: dropped, it would give back what was never taken.
+        // Constructed only on success, as dropping it refunds the cost.
         paid.then(|| Withdrawal {
             budget: self.clone(),
             spent: false,
         })
     }
 
-    /// An answer came that is no failure worth retrying, to a retry that cost tokens or to another
-    /// attempt.
+    /// Deposits tokens for a response that is not a retryable failure: the cost of a retry if
+    /// `refund_retry` is set, otherwise 1.
     #[inline]
     pub(crate) fn deposit(&self, refund_retry: bool) {
-        match &self.shared.tokens {
+        match &self.state.tokens {
             Tokens::Own(bucket) => bucket.deposit(match refund_retry {
                 true => bucket.cost.get(),
                 false => 1,
@@ -152,11 +164,12 @@ impl RetryBudget {
     }
 }
 
-/// Lets a policy for tower's own retry layer share what this layer may spend.
+/// An implementation of tower's budget, to share one budget with a policy of tower's own retry layer.
 ///
-/// A deposit counts as an answer to a first attempt that is no failure, a withdrawal as one retry that
-/// is sent. What was withdrawn so does not come back: tower's trait cannot say that a retry has
-/// succeeded, or that it was never sent.
+/// A deposit adds 1 token. A withdrawal takes the cost of one retry and is never refunded, as tower's
+/// trait cannot report a retry that succeeded or was never sent.
+///
+/// # Examples
 ///
 /// ```
 /// use tower::retry::budget::Budget;
@@ -174,7 +187,7 @@ impl RetryBudget {
 /// ```
 impl Budget for RetryBudget {
     fn deposit(&self) {
-        // The method of that name above, which is not the trait's.
+        // Calls the inherent method.
         Self::deposit(self, false);
     }
 
@@ -187,7 +200,7 @@ impl Budget for RetryBudget {
 impl Default for RetryBudget {
     fn default() -> Self {
         const COST: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
-        Self::of(Tokens::Own(Bucket::new(50, COST)))
+        Self::from_tokens(Tokens::Own(TokenBucket::new(50, COST)))
     }
 }
 
@@ -201,14 +214,14 @@ impl fmt::Debug for RetryBudget {
     }
 }
 
-/// What was taken for one retry; given back unless it is spent.
+/// The cost of one retry, refunded on drop unless it is spent.
 pub(crate) struct Withdrawal {
     budget: RetryBudget,
     spent: bool,
 }
 
 impl Withdrawal {
-    /// The retry is on its way.
+    /// Keeps the withdrawal on drop, as the retry is sent.
     pub(crate) fn spend(mut self) {
         self.spent = true;
     }
@@ -216,21 +229,21 @@ impl Withdrawal {
 
 impl Drop for Withdrawal {
     fn drop(&mut self) {
-        if let (false, Tokens::Own(bucket)) = (self.spent, &self.budget.shared.tokens) {
+        if let (false, Tokens::Own(bucket)) = (self.spent, &self.budget.state.tokens) {
             bucket.deposit(bucket.cost.get());
         }
     }
 }
 
-/// The tokens themselves: between 0 and the capacity, whatever happens at the same time.
-pub(crate) struct Bucket {
+/// A counter of tokens that stays between 0 and the capacity under concurrent use.
+pub(crate) struct TokenBucket {
     tokens: AtomicU32,
     capacity: u32,
     cost: NonZeroU32,
 }
 
-// No other memory hangs on the tokens, so that their order alone matters: relaxed is enough.
-impl Bucket {
+// `Relaxed` suffices, as the counter guards no other memory.
+impl TokenBucket {
     pub(crate) fn new(capacity: u32, cost: NonZeroU32) -> Self {
         Self {
             tokens: AtomicU32::new(capacity),
@@ -239,20 +252,20 @@ impl Bucket {
         }
     }
 
-    pub(crate) fn tokens(&self) -> u32 {
+    pub(crate) fn balance(&self) -> u32 {
         self.tokens.load(Ordering::Relaxed)
     }
 
-    /// Takes the cost of one retry, or nothing.
+    /// Takes the cost of one retry. Returns `false` and takes nothing if the balance is too low.
     pub(crate) fn withdraw(&self) -> bool {
-        self.update(|tokens| tokens.checked_sub(self.cost.get()))
+        self.update(|balance| balance.checked_sub(self.cost.get()))
     }
 
-    /// Adds tokens, as far as there is room; where there is none, nothing is written.
+    /// Adds tokens up to the capacity. A full bucket is not written to.
     #[inline]
     pub(crate) fn deposit(&self, tokens: u32) {
-        self.update(|now| {
-            (now < self.capacity).then(|| now.saturating_add(tokens).min(self.capacity))
+        self.update(|balance| {
+            (balance < self.capacity).then(|| balance.saturating_add(tokens).min(self.capacity))
         });
     }
 
@@ -269,7 +282,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn new_rejects_cost_above_capacity() {
         let new = |capacity: u32, cost: u32| {
             RetryBudget::new(capacity.try_into().unwrap(), cost.try_into().unwrap())
         };
@@ -281,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn it_pays_for_as_many_retries_as_it_has_tokens_and_counts_them() {
+    fn withdraws_until_empty_and_counts_withdrawals() {
         let budget = RetryBudget::default();
         let paid: Vec<_> = (0..8).map_while(|_| budget.try_withdraw()).collect();
         assert_eq!(paid.len(), 5);
@@ -293,7 +306,7 @@ mod tests {
                 _ => drop(withdrawal),
             }
         }
-        // Of five, two were sent.
+        // Two of the five were sent, and three refunded.
         assert_eq!(budget.balance(), Some(30));
         budget.deposit(false);
         assert_eq!(budget.balance(), Some(31));
@@ -302,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_of_towers_is_asked_instead_and_gets_nothing_back() {
+    fn from_tower_delegates_without_refund() {
         use tower::retry::budget::TpsBudget;
         let tps = TpsBudget::new(std::time::Duration::from_secs(10), 0, 1.0);
         let budget = RetryBudget::from_tower(tps);
@@ -314,7 +327,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_tokens_stay_between_zero_and_the_capacity(
+        fn balance_stays_between_zero_and_capacity(
             capacity in 1u32..200,
             cost in 1u32..50,
             steps in proptest::collection::vec((0u8..4, any::<proptest::sample::Index>()), 0..300),
@@ -361,10 +374,10 @@ mod model {
     const COST: NonZeroU32 = NonZeroU32::MIN.saturating_add(1);
 
     #[test]
-    fn no_token_is_spent_twice() {
+    fn concurrent_withdrawals_never_overdraw() {
         loom::model(|| {
-            // Enough for two of three.
-            let bucket = Arc::new(Bucket::new(5, COST));
+            // Enough for two of the three withdrawals.
+            let bucket = Arc::new(TokenBucket::new(5, COST));
             let others: Vec<_> = (0..2)
                 .map(|_| {
                     let bucket = bucket.clone();
@@ -372,16 +385,16 @@ mod model {
                 })
                 .collect();
             let own = u32::from(bucket.withdraw());
-            let paid: u32 = others.into_iter().map(|it| it.join().unwrap()).sum();
+            let paid: u32 = others.into_iter().map(|other| other.join().unwrap()).sum();
             assert_eq!(own + paid, 2);
-            assert_eq!(bucket.tokens(), 1);
+            assert_eq!(bucket.balance(), 1);
         });
     }
 
     #[test]
-    fn no_refund_is_lost() {
+    fn concurrent_deposits_are_not_lost() {
         loom::model(|| {
-            let bucket = Arc::new(Bucket::new(4, COST));
+            let bucket = Arc::new(TokenBucket::new(4, COST));
             let other = {
                 let bucket = bucket.clone();
                 thread::spawn(move || {
@@ -392,7 +405,7 @@ mod model {
             assert!(bucket.withdraw());
             bucket.deposit(2);
             other.join().unwrap();
-            assert_eq!(bucket.tokens(), 4);
+            assert_eq!(bucket.balance(), 4);
         });
     }
 }

@@ -1,4 +1,4 @@
-//! The error of invalid settings.
+//! The error for invalid settings.
 
 use std::{borrow::Cow, error, fmt};
 

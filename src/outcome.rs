@@ -1,4 +1,4 @@
-//! What became of a request: attempts made, time waited, why it stopped.
+//! The outcome of a request: its attempts, its delays, and why the layer gave up.
 
 use std::{
     fmt,
@@ -8,12 +8,15 @@ use std::{
 
 use http::{Extensions, Response};
 
-/// What the layer did for one request.
+/// The outcome of one request.
 ///
-/// It stands in the extensions of every response that is a failure or that was retried; a success
-/// at the first attempt is passed through untouched and carries none, and [`from_response`](Self::from_response) answers
-/// for it. Where the last attempt ended in an inner error there is no response to carry it: put an
-/// [`OutcomeHandle`] into the request.
+/// It is stored in the extensions of every response that is a failure or that was retried. A success
+/// at the first attempt passes through unchanged and carries no outcome:
+/// [`from_response`](Self::from_response) returns one attempt without delays for it. If the last
+/// attempt ends in an inner error there is no response to carry the outcome: add an [`OutcomeHandle`]
+/// to the request.
+///
+/// # Examples
 ///
 /// ```
 /// use tower_http_retry::RetryOutcome;
@@ -31,13 +34,18 @@ pub struct RetryOutcome {
 }
 
 impl RetryOutcome {
-    /// The outcome that `response` carries, or that of a success at the first attempt.
+    /// Returns the outcome that `response` carries.
+    ///
+    /// Without one, this is the outcome of a success at the first attempt.
     pub fn from_response<B>(response: &Response<B>) -> Self {
         Self::from_extensions(response.extensions())
     }
 
-    /// As [`from_response`](Self::from_response), for responses of other types that keep the extensions, such as tonic's and
-    /// reqwest's.
+    /// Returns the outcome that the extensions of a response carry.
+    ///
+    /// Use this for other response types that keep the extensions, such as those of tonic and reqwest.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use tower_http_retry::RetryOutcome;
@@ -49,12 +57,13 @@ impl RetryOutcome {
         extensions.get().copied().unwrap_or(Self::FIRST_ATTEMPT)
     }
 
-    /// The inner service did not even get ready.
+    /// The request was never sent.
     pub(crate) const NOT_SENT: Self = Self {
         attempts: 0,
         ..Self::FIRST_ATTEMPT
     };
 
+    /// The request succeeded at the first attempt, or no outcome was reported.
     pub(crate) const FIRST_ATTEMPT: Self = Self {
         attempts: 1,
         total_delay: Duration::ZERO,
@@ -62,36 +71,44 @@ impl RetryOutcome {
         retry_after: None,
     };
 
-    /// How often the request was handed to the inner service: 1 or more, and 0 only where the rate gate
-    /// never let it out, or in an [`Error`](crate::Error) of a service that did not even get ready.
+    /// Returns the number of attempts, which is how often the request was sent to the inner service.
+    ///
+    /// It is 0 if the rate gate rejected the first attempt, in an [`Error`](crate::Error) of an inner
+    /// service that failed in `poll_ready`, or if the call was dropped before the first attempt.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// The time between attempts, from the arrival of a failed response's head (or of an error) to
-    /// the end of the wait, summed up; without time at the rate gate, or until the service is ready.
+    /// Returns the sum of the delays before retries.
+    ///
+    /// Each one is measured from the failure, which is the arrival of a response's head or of an
+    /// error, to the end of the delay. Time spent queued at the rate gate, or until the inner service
+    /// is ready, does not count.
     pub fn total_delay(&self) -> Duration {
         self.total_delay
     }
 
-    /// Why the layer stopped; `None` where the last response is no failure, or where the call was dropped
-    /// before it ended.
+    /// Returns the reason why the layer gave up.
+    ///
+    /// It is `None` if the last response is not a failure, or if the call was dropped before it ended.
     pub fn give_up_reason(&self) -> Option<GiveUpReason> {
         self.reason
     }
 
-    /// The `Retry-After` of the last response, where it is a failure that has a valid one; counted
-    /// from the response's arrival.
+    /// Returns the `Retry-After` of the last response, relative to its arrival.
     ///
-    /// A number of seconds that fits no `u64` is [`Duration::MAX`].
+    /// It is `None` if that response is not a failure or has no valid `Retry-After`. Seconds that
+    /// overflow `u64` are [`Duration::MAX`].
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 }
 
-/// Why the layer handed a failure to the caller instead of sending the request again.
+/// The reason why the layer returned a failure to the caller instead of retrying.
 ///
-/// Its text, in [`Display`](fmt::Display) as in events and metrics, is snake_case.
+/// [`Display`](fmt::Display), events and metrics show it in snake_case.
+///
+/// # Examples
 ///
 /// ```
 /// use tower_http_retry::GiveUpReason;
@@ -101,32 +118,35 @@ impl RetryOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GiveUpReason {
-    /// The classifier marks the failure as never retryable.
+    /// The failure is not retryable.
     NotRetryable,
-    /// The inner service failed in `poll_ready` for a retry; its error is final.
-    ServiceNotReady,
-    /// The access token is invalid or has expired; sending it again changes nothing.
+    /// The access token is invalid or has expired. A retry would fail in the same way.
     InvalidToken,
-    /// The number of retries is used up, or the schedule has ended.
+    /// The number of retries is used up, or the backoff has ended.
     RetriesExhausted,
-    /// The server may have acted on the request, and repeating it could act twice
+    /// The server may have processed the request, and the request is not idempotent
     /// ([RFC 9110 §9.2.2](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2)).
     NotIdempotent,
-    /// The request body was larger than the replay limit, or its source failed.
+    /// The request body exceeded the replay limit, or returned an error.
     BodyNotReplayable,
-    /// The next attempt would start only after the deadline.
+    /// The next attempt would start after the deadline.
     DeadlineExceeded,
-    /// What the layer may spend on retries is spent.
+    /// The retry budget is exhausted.
     BudgetExhausted,
-    /// The rate gate would let the request out only after the deadline. The response is the layer's own,
-    /// not the server's: a 429 without a body, whose `Retry-After` is the time at which to come back.
+    /// The rate gate's next permit would come after the deadline. The response is created by the layer
+    /// and not by the server. It is a 429 without a body, and its `Retry-After` is the time until the
+    /// permit. [`ErrorForStatus`](crate::ErrorForStatus) returns it as
+    /// [`Error::RateGated`](crate::Error::RateGated).
     RateGated,
-    /// The user's own function said no: [`RetryPolicy::retry_filter`](crate::RetryPolicy::retry_filter).
+    /// The retry filter returned `false`
+    /// ([`RetryPolicy::retry_filter`](crate::RetryPolicy::retry_filter)).
     Vetoed,
+    /// The inner service returned an error from `poll_ready` before a retry. That error is final.
+    ServiceNotReady,
 }
 
 impl GiveUpReason {
-    /// The reason as text, as events and metrics carry it.
+    /// Returns the reason in snake_case, as in events and metrics.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::NotRetryable => "not_retryable",
@@ -139,6 +159,7 @@ impl GiveUpReason {
             Self::BudgetExhausted => "budget_exhausted",
             Self::RateGated => "rate_gated",
             Self::Vetoed => "vetoed",
+            Self::ServiceNotReady => "service_not_ready",
         }
     }
 }
@@ -149,12 +170,16 @@ impl fmt::Display for GiveUpReason {
     }
 }
 
-/// A handle by which the caller learns the [`RetryOutcome`] also where there is no response.
+/// A handle for reading the [`RetryOutcome`] of a call that may end in an error.
 ///
-/// Put a clone of it into the request's extensions. It is emptied when the call starts, and filled when
-/// it ends, whatever the result; a call that is dropped before, by a timeout around it say, leaves the
-/// attempts made so far and no stop reason. One handle is for one request at a time: of two that share
-/// it, the later to end is seen.
+/// Insert a clone into the request's extensions. The layer clears the handle when the call starts and
+/// sets it when the call ends. If the call is dropped before, by an outer timeout for example, the
+/// outcome holds the attempts made until then and no give-up reason.
+///
+/// Use one handle per request. If two concurrent requests share a handle, it holds the outcome of the
+/// one that ends last.
+///
+/// # Examples
 ///
 /// ```
 /// use bytes::Bytes;
@@ -162,7 +187,7 @@ impl fmt::Display for GiveUpReason {
 /// use http_body_util::Empty;
 /// use std::io;
 /// use tower::{Layer, ServiceExt, service_fn};
-/// use tower_http_retry::{OutcomeHandle, ReplayBody, RetryLayer, GiveUpReason};
+/// use tower_http_retry::{GiveUpReason, OutcomeHandle, ReplayBody, RetryLayer};
 ///
 /// # #[tokio::main] async fn main() {
 /// type Body = Empty<Bytes>;
@@ -183,12 +208,12 @@ pub struct OutcomeHandle {
 }
 
 impl OutcomeHandle {
-    /// A handle that is not filled yet.
+    /// Creates an empty handle.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The outcome of the call, or `None` while it has not ended.
+    /// Returns the outcome of the call, or `None` if the call has not ended yet.
     pub fn get(&self) -> Option<RetryOutcome> {
         *self.lock()
     }

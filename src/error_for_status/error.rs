@@ -26,7 +26,7 @@ use crate::{
 ///     match error {
 ///         Error::Api(api) if api.is_invalid_token() => "refresh the token",
 ///         Error::Api(api) if api.status().is_client_error() && !api.is_retryable() => "fix the request",
-///         Error::RateGated(_) => "send it later, it had no effect",
+///         Error::RateGated(_) => "send it when the gate has a permit",
 ///         _ => match error.outcome().give_up_reason() {
 ///             Some(GiveUpReason::NotIdempotent) => "check whether it took effect",
 ///             _ => "send it later",
@@ -38,7 +38,7 @@ use crate::{
 pub enum Error {
     /// The server answered with a 4xx or 5xx status.
     Api(ApiError),
-    /// The local rate gate rejected the request. The server did not answer.
+    /// The local rate gate rejected the request or its retry. This is not a response of the server.
     RateGated(RateGatedError),
     /// The inner service returned an error instead of a response.
     Transport(TransportError),
@@ -56,7 +56,8 @@ impl Error {
 
     /// Returns the status of the server's response.
     ///
-    /// This is `None` for [`Error::Transport`] and [`Error::RateGated`], as no server answered.
+    /// This is `None` for [`Error::RateGated`] and [`Error::Transport`], as neither is a response of
+    /// the server.
     pub fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Api(error) => Some(error.status()),
@@ -139,10 +140,9 @@ impl From<TransportError> for Error {
 /// The error of a request that the local [`RateGate`](crate::RateGate) rejected.
 ///
 /// The gate's next permit would have come after the request's deadline
-/// ([`GiveUpReason::RateGated`]). The response behind this error is a 429 that the retry layer
-/// created, and `Display` shows its status. The request was never sent if the
-/// [`outcome`](Self::outcome) counts no attempts; otherwise an earlier attempt failed, and the gate
-/// rejected the retry.
+/// ([`GiveUpReason::RateGated`]). The retry layer reports that as a 429 response that it creates, and
+/// `Display` shows this status. If the [`outcome`](Self::outcome) counts no attempts, the request was
+/// never sent. Otherwise an earlier attempt failed, and the gate rejected the retry.
 ///
 /// # Examples
 ///
