@@ -18,7 +18,7 @@ use std::{
 use http::{HeaderName, HeaderValue, Request};
 use tower::{BoxError, Layer, ServiceExt};
 use tower_http_retry::{
-    FailureKind, GiveUpReason, IdempotencyKey, OutcomeHandle, RequestOptions, RetryBudget,
+    FailureKind, GiveUpReason, MakeIdempotencyKey, OutcomeHandle, RequestOptions, RetryBudget,
     RetryLayer, RetryOutcome, RetryPolicy,
 };
 
