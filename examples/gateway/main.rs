@@ -58,7 +58,7 @@ fn log_to_stderr() {
 
 async fn run(settings: &Settings) -> Result<(), BoxError> {
     let gateway = Gateway::new(settings)?;
-    // Install the handlers before printing the address: a reader of it may send a signal at once.
+    // Installed before the address is printed: its reader may send a signal immediately.
     let mut signals = Signals::new()?;
     let listener = TcpListener::bind(settings.listen)
         .await
@@ -78,7 +78,9 @@ async fn run(settings: &Settings) -> Result<(), BoxError> {
     tracing::info!(connections = connections.count(), "shutting down");
     tokio::select! {
         () = connections.shutdown() => Ok(()),
-        () = tokio::time::sleep(settings.grace) => Err("requests are still running after the grace period".into()),
+        () = tokio::time::sleep(settings.grace) => {
+            Err("grace period over, requests are still running".into())
+        }
         () = signals.recv() => Err("second signal received, requests are still running".into()),
     }
 }

@@ -30,7 +30,7 @@ pub(crate) struct Settings {
     #[arg(long)]
     pub(crate) upstream_http2: bool,
 
-    /// The address to listen on; the system picks a port for 0; stdout's first line is the address
+    /// The address to listen on, printed to stdout; with port 0 the system picks a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
     pub(crate) listen: SocketAddr,
 

@@ -1,4 +1,4 @@
-//! The compared policies: this crate's layer and its peers, each with its default settings.
+//! The compared policies: this crate's layer and its peers, with default settings except as noted.
 //!
 //! All retry up to three times. All use the same backoff: full jitter between 0 and 100 ms · 2ⁿ, at
 //! most 10 s.
@@ -158,7 +158,7 @@ where
 
 const MAX_RETRIES: usize = 3;
 
-/// A policy for `tower::retry`, which has no ready-made one.
+/// A policy for `tower::retry`, which leaves the policy to its users.
 #[derive(Clone)]
 struct TowerPolicy {
     retries: usize,

@@ -115,21 +115,21 @@ pub(crate) fn run(seeds: &[u64], strategies: &[Strategy]) -> Vec<Row> {
     );
     let by_setting = settings.into_iter().zip(tallies.chunks(seeds.len()));
     by_setting
-        .map(|(setting, tallies)| row(setting, tallies))
+        .map(|(setting, tallies)| average(setting, tallies))
         .collect()
 }
 
-fn row((scenario, headers, strategy): (Scenario, bool, Strategy), tallies: &[Tally]) -> Row {
+fn average((scenario, headers, strategy): (Scenario, bool, Strategy), tallies: &[Tally]) -> Row {
     Row {
         scenario,
         headers,
         strategy,
-        rejected_per_ok: mean(tallies.iter().map(|it| it.rejected / it.accepted)),
-        failed: mean(tallies.iter().map(|it| it.failed_calls / it.calls)),
+        rejected_per_ok: mean(tallies.iter().map(|tally| tally.rejected / tally.accepted)),
+        failed: mean(tallies.iter().map(|tally| tally.failed_calls / tally.calls)),
         quota_used: mean(
             tallies
                 .iter()
-                .map(|it| it.accepted / scenario.total_quota()),
+                .map(|tally| tally.accepted / scenario.total_quota()),
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! Open-loop load: arrivals do not depend on earlier responses. Counts are kept for each second.
+//! Open-loop load: arrivals do not depend on earlier responses. Counts are recorded for each second.
 
 use std::{
     sync::{Arc, Mutex},
