@@ -1,20 +1,21 @@
-//! What threads that share a budget, or a gate, cost each other.
+//! Measures the cost of a budget and a gate that several threads share.
 //!
-//! - `contention`: answers at the first attempt while the budget is full. Each thread deposits in a
-//!   loop; this crate's `RetryBudget` beside tower's `TpsBudget`.
-//! - `contention spending`: each thread withdraws what a retry costs and deposits as much, in a loop.
-//!   Both budgets are so large that no withdrawal is refused.
-//! - `contention gate`: calls through the layer to a service that answers at once, with and without an
-//!   open `RateGate`; the difference. Each thread has a clone of the service.
+//! - `contention`: successes at the first attempt with a full budget. Each thread deposits in a loop,
+//!   with this crate's `RetryBudget` and with tower's `TpsBudget`.
+//! - `contention spending`: each thread withdraws the cost of a retry and deposits the same amount, in a
+//!   loop. Both budgets are large enough to grant all withdrawals.
+//! - `contention gate`: the time that an open `RateGate` adds to calls through the layer. The service
+//!   responds immediately. Each thread has a clone of the service.
 //!
-//! Both budgets are called through tower's trait. All threads begin together and stay at it for the
-//! same time, with no work in between, so that they meet far more often than requests do. A figure is the
-//! wall time of one operation (or pair, or call) as each thread sees it; where there are more threads than
-//! cores, that includes waiting for a core. What is compared is measured in turn, so that what the machine
-//! does meanwhile is shared; the median of all rounds counts: in the fastest, the threads may not have met.
+//! Both budgets are called through tower's trait. All threads start together and run for the same time,
+//! with no other work between operations: they contend far more often than requests do. A figure is
+//! the wall time of one operation (or pair, or call) on each thread. With more threads than cores it
+//! includes the time without a core. The candidates are measured alternately, to spread the load of other
+//! programs evenly. The median of all rounds counts, because the fastest round may be one without
+//! contention.
 //!
-//! The features of the tests are on, so that tokio's clock, which `TpsBudget` reads, first looks whether
-//! it is paused: one load.
+//! The test features of tokio are enabled: its clock, which `TpsBudget` reads, first checks whether it is
+//! paused. This costs one load.
 
 use std::{
     convert::Infallible,
@@ -40,13 +41,13 @@ use tower_http_retry::{RateGate, RetryBudget, RetryLayer, RetryPolicy};
 const THREADS: [usize; 3] = [1, 2, 4];
 const ROUNDS: usize = 51;
 const ROUND: Duration = Duration::from_millis(15);
-/// Operations between two looks at the clock.
+/// Operations between two readings of the clock.
 const BATCH: u32 = 1_000;
 
 fn main() -> Result<(), BoxError> {
     let (ours, tps) = (RetryBudget::default(), TpsBudget::default());
     for threads in THREADS {
-        let rounds = in_turn(|| deposit(&ours, threads), || deposit(&tps, threads));
+        let rounds = alternate(|| deposit(&ours, threads), || deposit(&tps, threads));
         let (ours, tps) = medians(rounds);
         println!("contention threads={threads} ours_ns={ours:.1} tps_ns={tps:.1}");
     }
@@ -54,31 +55,31 @@ fn main() -> Result<(), BoxError> {
     let ours = RetryBudget::new(1_000_000.try_into()?, NonZeroU32::MIN)?;
     let tps = TpsBudget::new(Duration::from_secs(10), 1_000_000, 1.0);
     for threads in THREADS {
-        let rounds = in_turn(|| spend(&ours, threads), || spend(&tps, threads));
+        let rounds = alternate(|| spend(&ours, threads), || spend(&tps, threads));
         let (ours, tps) = medians(rounds);
         println!("contention spending threads={threads} ours_ns={ours:.1} tps_ns={tps:.1}");
     }
 
-    let free = RetryLayer::new(RetryPolicy::new());
+    let ungated = RetryLayer::new(RetryPolicy::new());
     let gated = RetryLayer::new(RetryPolicy::new().rate_gate(RateGate::new()));
     for threads in THREADS {
-        let rounds = in_turn(|| call(&free, threads), || call(&gated, threads));
-        let added = median(rounds.map(|(free, gated)| gated - free));
+        let rounds = alternate(|| call(&ungated, threads), || call(&gated, threads));
+        let added = median(rounds.map(|(ungated, gated)| gated - ungated));
         println!("contention gate threads={threads} added_ns={added:.1}");
     }
     Ok(())
 }
 
 fn deposit(budget: &(impl Budget + Sync), threads: usize) -> f64 {
-    round(threads, || || black_box(budget).deposit())
+    measure_round(threads, || || black_box(budget).deposit())
 }
 
 fn spend(budget: &(impl Budget + Sync), threads: usize) -> f64 {
-    round(threads, || {
+    measure_round(threads, || {
         || {
             assert!(
                 black_box(budget).withdraw(),
-                "there is enough for everybody"
+                "the budget is large enough for all threads"
             );
             budget.deposit();
         }
@@ -86,25 +87,25 @@ fn spend(budget: &(impl Budget + Sync), threads: usize) -> f64 {
 }
 
 fn call(layer: &RetryLayer, threads: usize) -> f64 {
-    let service = layer.layer(Answer);
-    round(threads, || {
+    let service = layer.layer(ImmediateService);
+    measure_round(threads, || {
         let mut service = service.clone();
         move || {
             let cx = &mut Context::from_waker(Waker::noop());
-            let answer = pin!(service.call(Request::new(Empty::<Bytes>::new())));
-            assert!(black_box(answer.poll(cx)).is_ready(), "the gate is open");
+            let response = pin!(service.call(Request::new(Empty::<Bytes>::new())));
+            assert!(black_box(response.poll(cx)).is_ready(), "the gate is open");
         }
     })
 }
 
-/// For so many threads at the same time, the nanoseconds that an operation takes on each; every thread
-/// prepares its own.
-fn round<O: FnMut()>(threads: usize, prepare: impl Fn() -> O + Sync) -> f64 {
-    let together = Barrier::new(threads);
+/// Runs an operation on several threads in parallel and returns its mean time in nanoseconds. `prepare`
+/// creates the operation of a thread.
+fn measure_round<O: FnMut()>(threads: usize, prepare: impl Fn() -> O + Sync) -> f64 {
+    let barrier = Barrier::new(threads);
     let work = || {
         let mut operation = prepare();
         let mut operations = 0;
-        together.wait();
+        barrier.wait();
         let start = Instant::now();
         while start.elapsed() < ROUND {
             (0..BATCH).for_each(|_| operation());
@@ -114,21 +115,29 @@ fn round<O: FnMut()>(threads: usize, prepare: impl Fn() -> O + Sync) -> f64 {
     };
     let times = thread::scope(|scope| {
         let workers = Vec::from_iter((0..threads).map(|_| scope.spawn(work)));
-        let times = workers.into_iter().map(|it| it.join().expect("no panic"));
+        let times = workers
+            .into_iter()
+            .map(|worker| worker.join().expect("the worker does not panic"));
         times.sum::<f64>()
     });
     times / threads as f64
 }
 
-/// Both in turn, a first time to warm up, which does not count.
-fn in_turn(mut one: impl FnMut() -> f64, mut other: impl FnMut() -> f64) -> [(f64, f64); ROUNDS] {
-    one();
-    other();
-    std::array::from_fn(|_| (one(), other()))
+/// Runs both alternately, after one uncounted round to warm up.
+fn alternate(
+    mut first: impl FnMut() -> f64,
+    mut second: impl FnMut() -> f64,
+) -> [(f64, f64); ROUNDS] {
+    first();
+    second();
+    std::array::from_fn(|_| (first(), second()))
 }
 
 fn medians(rounds: [(f64, f64); ROUNDS]) -> (f64, f64) {
-    (median(rounds.map(|it| it.0)), median(rounds.map(|it| it.1)))
+    (
+        median(rounds.map(|(first, _)| first)),
+        median(rounds.map(|(_, second)| second)),
+    )
 }
 
 fn median(mut figures: [f64; ROUNDS]) -> f64 {
@@ -136,11 +145,11 @@ fn median(mut figures: [f64; ROUNDS]) -> f64 {
     figures[ROUNDS / 2]
 }
 
-/// Answers at once.
+/// A service that responds immediately.
 #[derive(Clone)]
-struct Answer;
+struct ImmediateService;
 
-impl<B> Service<Request<B>> for Answer {
+impl<B> Service<Request<B>> for ImmediateService {
     type Response = Response<Empty<Bytes>>;
     type Error = Infallible;
     type Future = Ready<Result<Self::Response, Infallible>>;

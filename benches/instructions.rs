@@ -1,11 +1,12 @@
-//! How many instructions the layer adds to a service that answers at once, beside `tower::retry` with a
-//! policy written by hand: a first-try success, as `get` and `post` of the bench `overhead`.
+//! Counts the instructions that the layer adds to a service that responds immediately, compared with
+//! `tower::retry` and a hand-written policy. The calls succeed at the first attempt, as in the cases
+//! `get` and `post` of the bench `overhead`.
 //!
-//! Time depends on what else the machine does; instructions hardly do. Callgrind counts those of a
-//! process that makes some calls, and of one that makes more; the difference is what the calls take,
-//! without what the processes do besides. From that, the bare service's is taken away.
+//! Unlike times, instruction counts hardly depend on the load of the machine. Callgrind counts the
+//! instructions of a process with few calls and of one with more calls. The difference excludes startup.
+//! The instructions of the bare service are subtracted.
 //!
-//! Needs valgrind. With `--check` it exits with 1 where the layer adds more than it may.
+//! Requires valgrind. With `--check` it exits with 1 if the layer exceeds a limit.
 
 #[path = "support/tower_policy.rs"]
 mod tower_policy;
@@ -27,10 +28,10 @@ use tower_http_retry::{ReplayBody, RetryLayer, RetryPolicy};
 
 use self::{
     tower_policy::TowerPolicy,
-    traffic::{Body, Traffic, answer, read},
+    traffic::{Body, Traffic, read_body, respond},
 };
 
-/// What the layer may add to a call, as a multiple of what tower's adds.
+/// The limits of the added instructions, relative to those that tower's layer adds.
 const MAX_RATIO_GET: f64 = 0.6;
 const MAX_RATIO_POST: f64 = 0.9;
 
@@ -39,10 +40,10 @@ const CASES: [(&str, Traffic, f64); 2] = [
     ("post", Traffic::Post, MAX_RATIO_POST),
 ];
 
-/// How many calls each of the two processes makes.
+/// The number of calls of each process.
 const CALLS: [u32; 2] = [1_000, 3_000];
 
-/// The first argument of a process whose instructions are counted.
+/// The first argument of a process that runs under callgrind.
 const COUNTED: &str = "counted";
 
 fn main() -> Result<ExitCode, BoxError> {
@@ -50,66 +51,70 @@ fn main() -> Result<ExitCode, BoxError> {
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     if let [COUNTED, case, service, calls] = args[..] {
         let mut cases = CASES.into_iter();
-        let (_, traffic, _) = cases.find(|it| it.0 == case).ok_or("no such case")?;
+        let (_, traffic, _) = cases
+            .find(|(name, _, _)| *name == case)
+            .ok_or("unknown case")?;
         make_calls(traffic, service, calls.parse()?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let check = args.contains(&"--check");
     let mut exit = ExitCode::SUCCESS;
     for (case, _, max) in CASES {
-        let bare = instructions(case, "bare")?;
-        let ours = instructions(case, "ours")? - bare;
-        let tower = instructions(case, "tower")? - bare;
+        let bare = count_per_call(case, "bare")?;
+        let ours = count_per_call(case, "ours")? - bare;
+        let tower = count_per_call(case, "tower")? - bare;
         let ratio = ours / tower;
         println!("instructions case={case} ours={ours:.0} tower={tower:.0} ratio={ratio:.2}");
         if check && ratio > max {
-            eprintln!("missed: the ratio of {case} is to be at most {max}");
+            eprintln!("missed: the ratio of {case} must be at most {max}");
             exit = ExitCode::FAILURE;
         }
     }
     Ok(exit)
 }
 
-/// The instructions of one call.
-fn instructions(case: &str, service: &str) -> Result<f64, BoxError> {
+/// Returns the instructions of one call.
+fn count_per_call(case: &str, service: &str) -> Result<f64, BoxError> {
     let [fewer, more] = CALLS;
-    let [less, total] = [count(case, service, fewer)?, count(case, service, more)?];
-    Ok((total - less) / f64::from(more - fewer))
+    let count = |calls| count_process(case, service, calls);
+    Ok((count(more)? - count(fewer)?) / f64::from(more - fewer))
 }
 
-/// The instructions of a process that makes so many calls.
-fn count(case: &str, service: &str, calls: u32) -> Result<f64, BoxError> {
+/// Returns the instructions of a process that makes `calls` calls.
+fn count_process(case: &str, service: &str, calls: u32) -> Result<f64, BoxError> {
     let mut valgrind = Command::new("valgrind");
     let valgrind = valgrind
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(env::current_exe()?)
         .args([COUNTED, case, service, &calls.to_string()]);
     let output = valgrind.output();
-    let output = output.map_err(|error| format!("valgrind cannot be run: {error}"))?;
+    let output = output.map_err(|error| format!("failed to run valgrind: {error}"))?;
     let report = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         return Err(report.into());
     }
-    let collected = report.lines().find_map(|it| it.split_once("Collected :"));
-    let (_, count) = collected.ok_or("valgrind says nothing of what it collected")?;
+    let collected = report
+        .lines()
+        .find_map(|line| line.split_once("Collected :"));
+    let (_, count) = collected.ok_or("valgrind reported no instruction count")?;
     Ok(count.trim().parse()?)
 }
 
 fn make_calls(traffic: Traffic, service: &str, calls: u32) -> Result<(), BoxError> {
-    let sent = service_fn(answer::<Body>);
+    let client = service_fn(respond::<Body>);
     match service {
-        "bare" => run(sent, traffic, calls),
-        "tower" => run(Retry::new(TowerPolicy::new()?, sent), traffic, calls),
+        "bare" => run_calls(client, traffic, calls),
+        "tower" => run_calls(Retry::new(TowerPolicy::new()?, client), traffic, calls),
         "ours" => {
             let layer = RetryLayer::new(RetryPolicy::new());
-            let sent = service_fn(answer::<ReplayBody<Body>>);
-            run(layer.layer(sent), traffic, calls)
+            let client = service_fn(respond::<ReplayBody<Body>>);
+            run_calls(layer.layer(client), traffic, calls)
         }
-        _ => Err(format!("no such service: {service}").into()),
+        _ => Err(format!("unknown service: {service}").into()),
     }
 }
 
-fn run<S, R>(mut service: S, traffic: Traffic, calls: u32) -> Result<(), BoxError>
+fn run_calls<S, R>(mut service: S, traffic: Traffic, calls: u32) -> Result<(), BoxError>
 where
     S: Service<Request<Body>, Response = Response<R>, Error = Infallible>,
     R: http_body::Body<Data = Bytes>,
@@ -119,11 +124,10 @@ where
         let call = async {
             let response = service.ready().await?.call(request).await?;
             let status = response.status();
-            read(response.into_body()).await;
+            read_body(response.into_body()).await;
             Ok::<_, Infallible>(status)
         };
-        // Nobody waits for anything.
-        let status = call.now_or_never().ok_or("a call that has to wait")??;
+        let status = call.now_or_never().ok_or("a call is pending")??;
         assert!(status.is_success());
     }
     Ok(())

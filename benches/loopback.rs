@@ -1,24 +1,24 @@
-//! Requests a second and latency over real loopback connections: hyper-util's client bare, under this
-//! crate's layer, and under `tower::retry` with a policy written by hand. HTTP/1.1 and HTTP/2, with 1
-//! and with 64 requests in flight.
+//! Measures throughput and latency over real loopback connections: hyper-util's client without a layer,
+//! with this crate's layer, and with `tower::retry` and a hand-written policy. The protocols are HTTP/1.1
+//! and HTTP/2, each with 1 and with 64 requests in flight.
 //!
-//! The same for all: the server, the request (a GET with four headers and no body), the answer (a 200
-//! with a small body, read to its end), the client's settings, and the runtime. Each has a client and
-//! connections of its own, which are open before anything is timed: one for each request in flight
-//! over HTTP/1.1, a single one over HTTP/2.
+//! All candidates use the same server, request (a GET with four headers and no body), response (a 200
+//! with a small body, read to its end), client settings and runtime. Each has its own client and its own
+//! connections, opened before the measurement: one for each request in flight over HTTP/1.1, a single one
+//! over HTTP/2.
 //!
-//! Server and clients share one thread and one runtime. On two threads, each request waits for the other
-//! thread to wake, and how long that takes depends on what else the machine does. On one, it takes the
-//! time that is worked for it, the server's part included.
+//! Server and clients share one thread and one runtime. With two threads, each request would include the
+//! time to wake the other thread, which depends on the load of the machine. With one thread, the time of
+//! a request is the work of client and server.
 //!
-//! Two more are measured as these are, to tell what the ratios are worth: `floor`, the least that such a
-//! layer can do (`support/floor.rs`), and `again`, a second bare client: how far it is from the first is
-//! what the bench cannot tell apart.
+//! Two more candidates put the ratios in perspective. `floor` is a lower bound for such a layer
+//! (`support/floor.rs`). `again` is a second bare client: its difference from the first is the noise of
+//! the bench.
 //!
-//! In each round each of the five makes the same number of requests, between 0.1 and 0.3 s of them, in
-//! turns of 10 to 20 ms, so that what the machine does meanwhile is shared; the order rotates. `rps` is
-//! the median of the rounds; `over_bare` the median, with the quartiles behind it, of the ratios to the
-//! bare client in the same round. Latencies are from the call to the end of the answer, over all rounds.
+//! In each round, all five candidates send the same number of requests, for 0.1 to 0.3 s. They alternate
+//! in slices of 10 to 20 ms, in rotating order, to spread the load of other programs evenly. `rps` is the
+//! median of the rounds. `over_bare` is the median of the ratios to the bare client in the same round,
+//! followed by the quartiles. Latencies span from the call to the end of the response, over all rounds.
 
 #[path = "support/floor.rs"]
 mod floor;
@@ -53,30 +53,25 @@ use self::{floor::Floor, get::get, tower_policy::TowerPolicy};
 
 const IN_FLIGHT: [usize; 2] = [1, 64];
 const ROUNDS: usize = 21;
-/// Turns in a round.
-const TURNS: usize = 12;
-const TURN: Duration = Duration::from_millis(10);
+/// Slices in a round.
+const SLICES: usize = 12;
+const MIN_SLICE: Duration = Duration::from_millis(10);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), BoxError> {
-    let server = serve().await?;
+    let server = start_server().await?;
     let mut summary = Vec::new();
     println!("proto inflight client      rps  p50_us  p99_us  over_bare");
     for proto in ["h1", "h2"] {
         for in_flight in IN_FLIGHT {
             let candidates = compare(proto, in_flight, server).await?;
             let [bare, ours, tower, ..] = &candidates;
-            for it in &candidates {
-                let (rps, ratios) = (median(&it.rates), it.over(bare));
-                let [p50, p99] = [0.50, 0.99].map(|part| quantile(&it.latencies, part));
-                let [low, middle, high] = [0.25, 0.50, 0.75].map(|part| quantile(&ratios, part));
-                println!(
-                    "{proto:5} {in_flight:8} {:6} {rps:8.0} {p50:7.1} {p99:7.1}  {middle:.3} ({low:.3} to {high:.3})",
-                    it.name
-                );
+            for candidate in &candidates {
+                candidate.print(proto, bare);
             }
-            let [bare_rps, ours_rps, tower_rps] = [bare, ours, tower].map(|it| median(&it.rates));
-            let ours_over_bare = median(&ours.over(bare));
+            let [bare_rps, ours_rps, tower_rps] =
+                [bare, ours, tower].map(|candidate| median(&candidate.rates));
+            let ours_over_bare = median(&ours.rates_over(bare));
             summary.push(format!(
                 "loopback proto={proto} inflight={in_flight} bare_rps={bare_rps:.0} ours_rps={ours_rps:.0} tower_rps={tower_rps:.0} ours_over_bare={ours_over_bare:.3}"
             ));
@@ -86,61 +81,61 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// All candidates after all rounds: the bare client, ours and tower's first.
+/// Measures all candidates: the bare client, this crate's layer, tower's layer, `floor` and `again`.
 async fn compare(
     proto: &str,
     in_flight: usize,
     server: SocketAddr,
 ) -> Result<[Candidate; 5], BoxError> {
     let uri: Uri = format!("http://{server}/accounts/acc_1/transactions?limit=10").parse()?;
-    let ours = RetryLayer::new(RetryPolicy::new()).layer(client(proto));
-    let tower = Retry::new(TowerPolicy::new()?, client(proto));
+    let ours = RetryLayer::new(RetryPolicy::new()).layer(build_client(proto));
+    let tower = Retry::new(TowerPolicy::new()?, build_client(proto));
     let mut candidates = [
-        Candidate::new("bare", client(proto), &uri, in_flight),
+        Candidate::new("bare", build_client(proto), &uri, in_flight),
         Candidate::new("ours", ours, &uri, in_flight),
         Candidate::new("tower", tower, &uri, in_flight),
-        Candidate::new("floor", Floor::new(client(proto)), &uri, in_flight),
-        Candidate::new("again", client(proto), &uri, in_flight),
+        Candidate::new("floor", Floor::new(build_client(proto)), &uri, in_flight),
+        Candidate::new("again", build_client(proto), &uri, in_flight),
     ];
 
-    // Warms up, and tells how many requests fill a turn.
+    // Warms up and finds the number of requests that fill a slice.
     let mut requests = in_flight;
     for candidate in &mut candidates {
-        while candidate.take_turn(requests).await? < TURN {
+        while candidate.run_slice(requests).await? < MIN_SLICE {
             requests *= 2;
         }
-        candidate.forget();
+        candidate.reset();
     }
     for round in 0..ROUNDS {
-        for turn in 0..TURNS {
+        for slice in 0..SLICES {
             for position in 0..candidates.len() {
-                let at = (round + turn + position) % candidates.len();
-                let candidate = &mut candidates[at];
-                candidate.take_turn(requests).await?;
+                let index = (round + slice + position) % candidates.len();
+                candidates[index].run_slice(requests).await?;
             }
         }
         for candidate in &mut candidates {
-            candidate.end_round(requests * TURNS);
+            candidate.end_round(requests * SLICES);
         }
     }
     Ok(candidates)
 }
 
-/// A client, and what has been measured of it.
+/// A client and its measurements.
 struct Candidate {
     name: &'static str,
     in_flight: usize,
-    /// Makes so many requests, one after the other.
-    sequence: Box<dyn Fn(usize) -> Sequence>,
-    /// In this round.
+    /// Sends a number of requests sequentially.
+    send: Box<dyn Fn(usize) -> SendFuture>,
+    /// The time spent in the current round.
     elapsed: Duration,
-    /// Requests a second, for each round.
+    /// Requests per second, for each round.
     rates: Vec<f64>,
     /// Microseconds, for each request.
     latencies: Vec<f64>,
 }
 
-type Sequence = Pin<Box<dyn Future<Output = Result<Vec<Duration>, BoxError>> + Send>>;
+/// Returns the latency of each request.
+type SendFuture = Pin<Box<dyn Future<Output = Result<Vec<Duration>, BoxError>> + Send>>;
 
 impl Candidate {
     fn new<S, R>(name: &'static str, service: S, uri: &Uri, in_flight: usize) -> Self
@@ -155,8 +150,8 @@ impl Candidate {
         Self {
             name,
             in_flight,
-            sequence: Box::new(move |requests| {
-                Box::pin(in_sequence(service.clone(), uri.clone(), requests))
+            send: Box::new(move |requests| {
+                Box::pin(send_sequentially(service.clone(), uri.clone(), requests))
             }),
             elapsed: Duration::ZERO,
             rates: Vec::new(),
@@ -164,13 +159,14 @@ impl Candidate {
         }
     }
 
-    /// Makes so many requests, and returns how long that took.
-    async fn take_turn(&mut self, requests: usize) -> Result<Duration, BoxError> {
+    /// Sends `requests` requests and returns the elapsed time.
+    async fn run_slice(&mut self, requests: usize) -> Result<Duration, BoxError> {
         let start = Instant::now();
-        let sequences = (0..self.in_flight).map(|_| (self.sequence)(requests / self.in_flight));
-        let mut tasks = JoinSet::from_iter(sequences);
+        let futures = (0..self.in_flight).map(|_| (self.send)(requests / self.in_flight));
+        let mut tasks = JoinSet::from_iter(futures);
         while let Some(latencies) = tasks.join_next().await {
-            let micros = latencies??.into_iter().map(|it| it.as_secs_f64() * 1e6);
+            let latencies = latencies??.into_iter();
+            let micros = latencies.map(|latency| latency.as_secs_f64() * 1e6);
             self.latencies.extend(micros);
         }
         let elapsed = start.elapsed();
@@ -178,27 +174,39 @@ impl Candidate {
         Ok(elapsed)
     }
 
-    /// Ends a round of so many requests.
+    /// Records the rate of a round with `requests` requests.
     fn end_round(&mut self, requests: usize) {
         let elapsed = std::mem::take(&mut self.elapsed);
         self.rates.push(requests as f64 / elapsed.as_secs_f64());
     }
 
-    /// All that was so far was to warm up.
-    fn forget(&mut self) {
+    /// Discards the measurements of the warm-up.
+    fn reset(&mut self) {
         self.elapsed = Duration::ZERO;
         self.rates.clear();
         self.latencies.clear();
     }
 
-    /// The ratio of the rates, for each round.
-    fn over(&self, bare: &Self) -> Vec<f64> {
+    /// Returns the ratio of the rates to those of `bare`, for each round.
+    fn rates_over(&self, bare: &Self) -> Vec<f64> {
         let rounds = self.rates.iter().zip(&bare.rates);
         rounds.map(|(rate, bare)| rate / bare).collect()
     }
+
+    fn print(&self, proto: &str, bare: &Self) {
+        let Self {
+            name, in_flight, ..
+        } = self;
+        let (rps, ratios) = (median(&self.rates), self.rates_over(bare));
+        let [p50, p99] = [0.50, 0.99].map(|part| quantile(&self.latencies, part));
+        let [low, middle, high] = [0.25, 0.50, 0.75].map(|part| quantile(&ratios, part));
+        println!(
+            "{proto:5} {in_flight:8} {name:6} {rps:8.0} {p50:7.1} {p99:7.1}  {middle:.3} ({low:.3} to {high:.3})"
+        );
+    }
 }
 
-async fn in_sequence<S, R>(
+async fn send_sequentially<S, R>(
     mut service: S,
     uri: Uri,
     requests: usize,
@@ -222,7 +230,7 @@ where
     Ok(latencies)
 }
 
-fn client<B>(proto: &str) -> Client<HttpConnector, B>
+fn build_client<B>(proto: &str) -> Client<HttpConnector, B>
 where
     B: Body + Send,
     B::Data: Send,
@@ -233,8 +241,8 @@ where
     builder.http2_only(proto == "h2").build(connector)
 }
 
-/// Starts a server that answers every request with a success.
-async fn serve() -> Result<SocketAddr, BoxError> {
+/// Starts a server that returns a 200 to every request.
+async fn start_server() -> Result<SocketAddr, BoxError> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
@@ -243,14 +251,14 @@ async fn serve() -> Result<SocketAddr, BoxError> {
                 stream.set_nodelay(true)?;
                 let server = auto::Builder::new(TokioExecutor::new());
                 let stream = TokioIo::new(stream);
-                server.serve_connection(stream, service_fn(answer)).await
+                server.serve_connection(stream, service_fn(respond)).await
             });
         }
     });
     Ok(address)
 }
 
-async fn answer(_: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn respond(_: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(Response::new(Full::from(r#"{"transactions":[]}"#)))
 }
 

@@ -1,26 +1,25 @@
-//! What the layer adds to a service that answers at once, in time and in allocations, beside
-//! `tower::retry` with a policy written by hand, and beside `tower-resilience-retry`.
+//! Measures the time and the allocations that the layer adds to a service that responds immediately,
+//! compared with `tower-resilience-retry`, and with `tower::retry` and a hand-written policy.
 //!
-//! - `get`: a GET, a success at the first attempt
-//! - `post`: the same with a POST of 1 KiB
-//! - `retry`: a GET, answered with a 429 and, after no wait, with a 200
-//! - `get_traced`, `post_traced`, `retry_traced`: the same with a subscriber that takes all spans of
-//!   INFO and above and writes nothing. This crate has a span for each attempt; the peers have none,
-//!   and are measured with the subscriber on all the same.
+//! - `get`: a GET that succeeds at the first attempt
+//! - `post`: a POST of 1 KiB that succeeds at the first attempt
+//! - `retry`: a GET with a 429 as the first response and, after a delay of zero, a 200 as the second
+//! - `get_traced`, `post_traced`, `retry_traced`: the same with a subscriber that enables spans of INFO
+//!   and above and writes nothing. This crate creates a span for each attempt. The peers create no
+//!   spans, but run with the same subscriber.
 //!
-//! Everybody calls the same service with the same requests, those of `support/traffic.rs`, and reads the
-//! response to its end. From each figure that of the bare service is taken away: in `retry` the service
-//! called twice by hand, with a second request made beforehand and the refusal dropped unread.
-//! `support/measure.rs` tells how it is measured.
+//! All candidates call the same service with the same requests (`support/traffic.rs`) and read the
+//! response to its end. The figures of the bare service are subtracted. In `retry`, the bench calls the
+//! bare service twice, with a second request created in advance, and drops the 429 unread.
+//! `support/measure.rs` describes the method.
 //!
-//! In `retry` nobody waits, and tower's policy gives a future that is ready at once, the best that it can
-//! do. This crate has a timer even then (so that no schedule of zeros can occupy a thread), and so has
-//! `tower-resilience-retry`; the peer `tower-sleep` is tower with such a timer.
+//! In `retry`, tower's policy returns a future that is ready immediately, the fastest possible choice.
+//! This crate always uses a timer, because a backoff of zeros could otherwise block a thread.
+//! `tower-resilience-retry` does the same. The peer `tower-sleep` is tower with such a timer.
 //!
-//! In `get` the peer `floor` is no layer, but the least that one of this kind can do
-//! (`support/floor.rs`).
+//! In `get`, the peer `floor` is a lower bound for layers of this kind (`support/floor.rs`).
 //!
-//! `cargo bench --bench overhead` runs all cases; names behind `--` choose among them.
+//! `cargo bench --bench overhead` runs all cases. Names after `--` select cases.
 
 #[path = "support/floor.rs"]
 mod floor;
@@ -49,10 +48,10 @@ use tower_http_retry::{ReplayBody, RetryLayer, RetryPolicy, backoff_fn};
 use tower_resilience_retry::{FixedInterval, RetryBudgetBuilder};
 
 use self::{
-    floor::{Floor, Sent},
+    floor::{Floor, WrappedBody},
     measure::{Candidates, Case, Cost},
     tower_policy::TowerPolicy,
-    traffic::{Body, Traffic, answer},
+    traffic::{Body, Traffic, respond},
 };
 
 fn main() -> Result<(), BoxError> {
@@ -61,7 +60,7 @@ fn main() -> Result<(), BoxError> {
 
 fn report(case: &Case) -> Result<(), BoxError> {
     let mut candidates = Candidates::new(case);
-    add_all(&mut candidates, case.traffic)?;
+    add_candidates(&mut candidates, case.traffic)?;
     let costs = candidates.measure()?;
 
     let (case, (_, bare)) = (case.name, costs[0]);
@@ -83,29 +82,29 @@ fn report(case: &Case) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The bare service, the crate's layer and tower's, and then the other peers.
-fn add_all(candidates: &mut Candidates<'_>, traffic: Traffic) -> Result<(), BoxError> {
+/// Adds the bare service, this crate's layer, tower's layer and the other peers, in this order.
+fn add_candidates(candidates: &mut Candidates<'_>, traffic: Traffic) -> Result<(), BoxError> {
     let request = Traffic::request::<Body>;
-    let service = service_fn(answer::<Body>);
-    let under_ours = service_fn(answer::<ReplayBody<Body>>);
+    let service = service_fn(respond::<Body>);
+    let replay_service = service_fn(respond::<ReplayBody<Body>>);
     let policy = RetryPolicy::new();
     let peer = tower_resilience_retry::RetryLayer::builder()
         .max_attempts(4)
-        .retry_on_response(is_worth_retrying)
+        .retry_on_response(is_retryable)
         .budget(RetryBudgetBuilder::new().aimd().build()?);
 
     candidates.add_bare(request, service);
     if traffic == Traffic::Retry {
         let layer = RetryLayer::new(policy.backoff(backoff_fn(|| iter::repeat(Duration::ZERO))));
-        candidates.add("ours", request, layer.layer(under_ours));
-        let (tower, sleeping) = (with_backoff(NoWait), with_backoff(ZeroSleep));
-        candidates.add("tower", request, Retry::new(tower, service));
-        candidates.add("tower-sleep", request, Retry::new(sleeping, service));
+        candidates.add("ours", request, layer.layer(replay_service));
+        let (ready, sleep) = (new_policy(ZeroDelay), new_policy(ZeroSleep));
+        candidates.add("tower", request, Retry::new(ready, service));
+        candidates.add("tower-sleep", request, Retry::new(sleep, service));
         let peer = peer.backoff(FixedInterval::new(Duration::ZERO)).build();
         candidates.add("tower-resilience-retry", request, peer.layer(service));
     } else {
         let layer = RetryLayer::new(policy);
-        candidates.add("ours", request, layer.layer(under_ours));
+        candidates.add("ours", request, layer.layer(replay_service));
         candidates.add("tower", request, Retry::new(TowerPolicy::new()?, service));
         candidates.add(
             "tower-resilience-retry",
@@ -117,19 +116,19 @@ fn add_all(candidates: &mut Candidates<'_>, traffic: Traffic) -> Result<(), BoxE
         candidates.add(
             "floor",
             request,
-            Floor::new(service_fn(answer::<Sent<Body>>)),
+            Floor::new(service_fn(respond::<WrappedBody<Body>>)),
         );
     }
     Ok(())
 }
 
-fn is_worth_retrying<R>(response: &Response<R>) -> bool {
+fn is_retryable<R>(response: &Response<R>) -> bool {
     let status = response.status();
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-/// The policy by hand, where every call needs a retry: a budget that grants one for each success.
-fn with_backoff<W>(backoff: W) -> TowerPolicy<W> {
+/// Creates a policy with a budget that allows one retry for each success: every call retries.
+fn new_policy<W>(backoff: W) -> TowerPolicy<W> {
     TowerPolicy {
         budget: Arc::new(TpsBudget::new(Duration::from_secs(10), 10, 1.0)),
         backoff,
@@ -138,9 +137,9 @@ fn with_backoff<W>(backoff: W) -> TowerPolicy<W> {
 }
 
 #[derive(Clone)]
-struct NoWait;
+struct ZeroDelay;
 
-impl Backoff for NoWait {
+impl Backoff for ZeroDelay {
     type Future = Ready<()>;
 
     fn next_backoff(&mut self) -> Ready<()> {

@@ -1,18 +1,19 @@
-//! What a request costs while it waits for its retry: memory, and the time to wake all that wait.
+//! Measures the memory of requests during a retry delay, and the time to wake them.
 //!
-//! 1 000, 10 000 and 100 000 requests fail at the same moment and wait for the same fixed time; this
-//! crate's layer beside `tower::retry` with a policy written by hand. Requests (a GET with four headers
-//! and no body), service and backoff are the same for both. The service refuses each request once, at
-//! once, with a 429 and an error object, and no `Retry-After`. Neither side's budget refuses a retry. The
-//! wait is a `tokio::time::Sleep` for both.
+//! 1 000, 10 000 and 100 000 requests fail at the same time and have the same fixed delay, with this
+//! crate's layer and with `tower::retry` and a hand-written policy. Both use the same requests (a GET
+//! with four headers and no body), service and backoff. The service rejects each request once,
+//! immediately, with a 429 and an error object, without `Retry-After`. Both budgets allow all retries.
+//! The delay is a `tokio::time::Sleep` in both.
 //!
-//! - `bytes`: what one waiting request has on the heap, its future included, as asked of the allocator.
-//!   The futures are boxed and polled by hand. What an executor adds is not in it; tokio's tasks are
-//!   the same for both, but rounded up to 128 bytes.
-//! - `wake_ns`: the futures are tasks of a runtime with one thread and a paused clock, which jumps to the
-//!   end of the wait. The time from then until all have answered, for each request: timer, wake-up,
-//!   second attempt, and the drop of what was kept. The two are measured in turn; the fastest round counts.
-//!   The allocator counts meanwhile, for both.
+//! - `bytes`: the heap memory of one delayed request, including its future, as requested from the
+//!   allocator. The futures are boxed and polled by the bench. The memory of an executor is not
+//!   included. Tokio's tasks would add the same to both, and round up to a multiple of 128 bytes.
+//! - `wake_ns`: the futures are tasks of a runtime with one thread and a paused clock, which advances to
+//!   the end of the delay. The figure is the time from then until all responses arrive, divided by
+//!   the number of requests. It includes timer, wake-up, second attempt and the drop of saved data. The
+//!   two layers are measured alternately; the fastest round counts. The allocator counts during the
+//!   measurement, for both.
 
 #[path = "support/get.rs"]
 mod get;
@@ -51,10 +52,10 @@ use self::{get::get, tower_policy::TowerPolicy};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-const WAITING: [usize; 3] = [1_000, 10_000, 100_000];
+const DELAYED: [usize; 3] = [1_000, 10_000, 100_000];
 const BACKOFF: Duration = Duration::from_secs(10);
-/// Requests woken in all rounds together.
-const WOKEN: usize = 500_000;
+/// Requests woken in all rounds.
+const TOTAL_WOKEN: usize = 500_000;
 
 fn main() -> Result<(), BoxError> {
     let policy = RetryPolicy::new()
@@ -63,65 +64,65 @@ fn main() -> Result<(), BoxError> {
     let ours = |service| RetryLayer::new(policy.clone()).layer(service);
     let tower_policy = TowerPolicy {
         budget: Arc::new(TpsBudget::new(Duration::from_secs(60), 1_000_000, 1.0)),
-        backoff: Fixed,
+        backoff: FixedDelay,
         retries: TowerPolicy::new()?.retries,
     };
     let tower = |service| Retry::new(tower_policy.clone(), service);
 
-    for n in WAITING {
-        let (ours, tower) = (bytes(n, ours)?, bytes(n, tower)?);
+    for n in DELAYED {
+        let (ours, tower) = (measure_bytes(n, ours)?, measure_bytes(n, tower)?);
         println!("waiting n={n} ours_bytes={ours:.0} tower_bytes={tower:.0}");
     }
-    for n in WAITING {
+    for n in DELAYED {
         let mut best = [Duration::MAX; 2];
-        for _ in 0..(WOKEN / n) {
-            best[0] = best[0].min(wake(n, ours)?);
-            best[1] = best[1].min(wake(n, tower)?);
+        for _ in 0..(TOTAL_WOKEN / n) {
+            best[0] = best[0].min(measure_wake(n, ours)?);
+            best[1] = best[1].min(measure_wake(n, tower)?);
         }
-        let [ours, tower] = best.map(|all| all.as_nanos() as f64 / n as f64);
+        let [ours, tower] = best.map(|elapsed| elapsed.as_nanos() as f64 / n as f64);
         println!("waiting n={n} ours_wake_ns={ours:.0} tower_wake_ns={tower:.0}");
     }
     Ok(())
 }
 
-/// What each of `n` waiting requests has on the heap.
-fn bytes<S>(n: usize, retry: impl FnOnce(RefuseFirst) -> S) -> Result<f64, BoxError>
+/// Returns the heap memory of each of `n` delayed requests.
+fn measure_bytes<S>(n: usize, retry: impl FnOnce(RejectFirst) -> S) -> Result<f64, BoxError>
 where
     S: Service<Request<Empty<Bytes>>>,
 {
-    let runtime = paused()?;
+    let runtime = build_paused_runtime()?;
     let _context = runtime.enter();
-    let service = RefuseFirst::new(n);
+    let service = RejectFirst::new(n);
     let mut retry = retry(service.clone());
     let cx = &mut Context::from_waker(Waker::noop());
 
-    let mut waiting = Vec::with_capacity(n);
-    let before = on_the_heap();
+    let mut delayed = Vec::with_capacity(n);
+    let before = heap_bytes();
     for _ in 0..n {
-        let mut call = Box::pin(retry.call(request()));
-        assert!(call.as_mut().poll(cx).is_pending(), "it waits");
-        waiting.push(call);
+        let mut call = Box::pin(retry.call(build_request()));
+        assert!(call.as_mut().poll(cx).is_pending(), "the retry is delayed");
+        delayed.push(call);
     }
-    let after = on_the_heap();
-    assert!(service.has_refused_all());
+    let after = heap_bytes();
+    assert!(service.has_rejected_all());
     Ok((after - before) as f64 / n as f64)
 }
 
-/// The time until `n` waiting requests have answered.
-fn wake<S, R>(n: usize, retry: impl FnOnce(RefuseFirst) -> S) -> Result<Duration, BoxError>
+/// Returns the time until all of `n` delayed requests have a response.
+fn measure_wake<S, R>(n: usize, retry: impl FnOnce(RejectFirst) -> S) -> Result<Duration, BoxError>
 where
     S: Service<Request<Empty<Bytes>>, Response = Response<R>, Error = Infallible>,
     S::Future: Send + 'static,
     R: Send + 'static,
 {
-    paused()?.block_on(async {
-        let service = RefuseFirst::new(n);
+    build_paused_runtime()?.block_on(async {
+        let service = RejectFirst::new(n);
         let mut retry = retry(service.clone());
-        let calls = (0..n).map(|_| tokio::spawn(retry.call(request())));
+        let calls = (0..n).map(|_| tokio::spawn(retry.call(build_request())));
         let calls = Vec::from_iter(calls);
-        // The clock stands still for as long as any of them has something to do.
+        // The paused clock advances when all tasks are idle, that is, delayed.
         sleep(BACKOFF / 2).await;
-        assert!(service.has_refused_all());
+        assert!(service.has_rejected_all());
 
         let start = std::time::Instant::now();
         for call in calls {
@@ -132,26 +133,26 @@ where
     })
 }
 
-fn paused() -> Result<Runtime, BoxError> {
+fn build_paused_runtime() -> Result<Runtime, BoxError> {
     let mut builder = Builder::new_current_thread();
     Ok(builder.enable_time().start_paused(true).build()?)
 }
 
-fn on_the_heap() -> usize {
+fn heap_bytes() -> usize {
     let stats = ALLOCATOR.stats();
     stats.bytes_allocated - stats.bytes_deallocated
 }
 
-fn request() -> Request<Empty<Bytes>> {
+fn build_request() -> Request<Empty<Bytes>> {
     let uri = "https://api.example/accounts/acc_1/transactions?limit=10";
     get(uri).unwrap_or_default()
 }
 
-/// The same wait before each retry.
+/// The same delay before each retry.
 #[derive(Clone)]
-struct Fixed;
+struct FixedDelay;
 
-impl Backoff for Fixed {
+impl Backoff for FixedDelay {
     type Future = Sleep;
 
     fn next_backoff(&mut self) -> Sleep {
@@ -159,29 +160,29 @@ impl Backoff for Fixed {
     }
 }
 
-/// Refuses the first so many requests, and accepts all others.
+/// A service that rejects the first `n` requests and accepts all others.
 #[derive(Clone)]
-struct RefuseFirst {
-    refusals_left: Arc<AtomicUsize>,
+struct RejectFirst {
+    remaining_rejections: Arc<AtomicUsize>,
 }
 
-impl RefuseFirst {
-    fn new(overdrafts: usize) -> Self {
+impl RejectFirst {
+    fn new(rejections: usize) -> Self {
         Self {
-            refusals_left: Arc::new(AtomicUsize::new(overdrafts)),
+            remaining_rejections: Arc::new(AtomicUsize::new(rejections)),
         }
     }
 
-    fn has_refused_all(&self) -> bool {
-        self.refusals_left.load(Ordering::Relaxed) == 0
+    fn has_rejected_all(&self) -> bool {
+        self.remaining_rejections.load(Ordering::Relaxed) == 0
     }
 
-    fn answer(&self) -> Response<Full<Bytes>> {
+    fn respond(&self) -> Response<Full<Bytes>> {
         let relaxed = Ordering::Relaxed;
-        let refused = self
-            .refusals_left
-            .fetch_update(relaxed, relaxed, |left| left.checked_sub(1));
-        let (status, body) = match refused {
+        let rejected = self
+            .remaining_rejections
+            .fetch_update(relaxed, relaxed, |remaining| remaining.checked_sub(1));
+        let (status, body) = match rejected {
             Ok(_) => (
                 StatusCode::TOO_MANY_REQUESTS,
                 r#"{"code":"too_many_requests","message":"Too Many Requests"}"#,
@@ -194,7 +195,7 @@ impl RefuseFirst {
     }
 }
 
-impl<B> Service<Request<B>> for RefuseFirst {
+impl<B> Service<Request<B>> for RejectFirst {
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
     type Future = Ready<Result<Self::Response, Infallible>>;
@@ -204,6 +205,6 @@ impl<B> Service<Request<B>> for RefuseFirst {
     }
 
     fn call(&mut self, _: Request<B>) -> Self::Future {
-        ready(Ok(self.answer()))
+        ready(Ok(self.respond()))
     }
 }

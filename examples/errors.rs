@@ -1,4 +1,4 @@
-//! Failures as errors, the way the API's own libraries raise them. In Python:
+//! Failed responses as errors, like the exceptions of the API's own client libraries. In Python:
 //!
 //! ```python
 //! try:
@@ -9,10 +9,13 @@
 //!     print(e.status, e.json_value["error"])
 //! ```
 //!
-//! `cargo run --example errors` prints one line for each status of the contract, then runs the same
-//! in Rust, with the decisions that a real program makes.
+//! `cargo run --example errors` prints one line for each status of the contract. Then it handles
+//! errors in Rust as a real program would.
 
-#[allow(dead_code, reason = "not every example asks what the server saw")]
+#[allow(
+    dead_code,
+    reason = "this example does not inspect the received requests"
+)]
 mod support;
 
 use std::{process::ExitCode, time::Duration};
@@ -27,7 +30,7 @@ use tower_http_retry::{
     RetryPolicy,
 };
 
-use support::{Answer, Server};
+use support::{MockResponse, MockServer};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -44,35 +47,35 @@ async fn run() -> Result<(), BoxError> {
     let statuses = [400, 401, 403, 404, 405, 406, 409, 429, 500, 503, 504];
     for status in statuses {
         let status = StatusCode::from_u16(status)?;
-        print(&failure(Answer::new(status)).await?);
+        print_error(&fetch_error(MockResponse::new(status)).await?);
         if status == StatusCode::UNAUTHORIZED {
-            print(&failure(Answer::expired_token(status)).await?);
+            print_error(&fetch_error(MockResponse::expired_token(status)).await?);
         }
     }
 
-    let later = Answer::new(StatusCode::TOO_MANY_REQUESTS).header(RETRY_AFTER, "0");
-    for answer in [
-        Answer::new(StatusCode::OK),
-        Answer::expired_token(StatusCode::UNAUTHORIZED),
-        Answer::new(StatusCode::FORBIDDEN),
-        later,
+    let rate_limited = MockResponse::new(StatusCode::TOO_MANY_REQUESTS).header(RETRY_AFTER, "0");
+    for response in [
+        MockResponse::new(StatusCode::OK),
+        MockResponse::expired_token(StatusCode::UNAUTHORIZED),
+        MockResponse::new(StatusCode::FORBIDDEN),
+        rate_limited,
     ] {
-        println!("{}", decide(accounts(start(answer)?).await));
+        println!("{}", handle(fetch_accounts(start_server(response)?).await));
     }
     Ok(())
 }
 
-/// What a program does with the result of a call.
-fn decide(result: Result<usize, Error>) -> String {
+/// Handles the result of a call as a program would, by the kind of the error.
+fn handle(result: Result<usize, Error>) -> String {
     match result {
         Ok(length) => format!("ok: {length} bytes of accounts"),
         Err(error) if error.kind() == FailureKind::InvalidToken => {
             format!("refresh the token, then call again: {error}")
         }
         Err(error) if error.outcome().give_up_reason() == Some(GiveUpReason::RetriesExhausted) => {
-            let hint = error.outcome().retry_after().unwrap_or_default();
-            let later = hint.max(Duration::from_secs(60));
-            format!("queue it, to be tried again in {later:?}: {error}")
+            let retry_after = error.outcome().retry_after().unwrap_or_default();
+            let delay = retry_after.max(Duration::from_secs(60));
+            format!("queue it, to be tried again in {delay:?}: {error}")
         }
         Err(Error::Api(error)) if error.status().is_client_error() => {
             format!("give up, asking again changes nothing: {error}")
@@ -81,8 +84,8 @@ fn decide(result: Result<usize, Error>) -> String {
     }
 }
 
-/// One call of the API, by a client that raises errors.
-async fn accounts(uri: Uri) -> Result<usize, Error> {
+/// Calls the API through a client that returns failed responses as errors.
+async fn fetch_accounts(uri: Uri) -> Result<usize, Error> {
     let mut request = Request::new(Empty::<Bytes>::new());
     *request.uri_mut() = uri;
     let backoff = ExponentialBackoff::new(Duration::from_millis(10), Duration::from_millis(50));
@@ -95,31 +98,31 @@ async fn accounts(uri: Uri) -> Result<usize, Error> {
     Ok(body.map_or(0, |body| body.to_bytes().len()))
 }
 
-/// A server that answers every request so.
-fn start(answer: Answer) -> Result<Uri, BoxError> {
-    let server = Server::bind(vec![answer])?;
+/// Starts a server that returns `response` to every request.
+fn start_server(response: MockResponse) -> Result<Uri, BoxError> {
+    let server = MockServer::bind(vec![response])?;
     let uri = server.uri("/accounts")?;
     server.listen()?;
     Ok(uri)
 }
 
-async fn failure(answer: Answer) -> Result<Error, BoxError> {
-    match accounts(start(answer)?).await {
-        Ok(_) => Err("a failure was scripted".into()),
+async fn fetch_error(response: MockResponse) -> Result<Error, BoxError> {
+    match fetch_accounts(start_server(response)?).await {
+        Ok(_) => Err("expected an error, got a successful response".into()),
         Err(error) => Ok(error),
     }
 }
 
-fn print(error: &Error) {
+fn print_error(error: &Error) {
     let status = error.status().map_or(0, |status| status.as_u16());
-    let key = match error {
+    let error_code = match error {
         Error::Api(error) => error.error_code(),
         _ => None,
     };
     println!(
         "status={status} kind={:?} error={} attempts={} display=\"{error}\"",
         error.kind(),
-        key.unwrap_or("-"),
+        error_code.unwrap_or("-"),
         error.outcome().attempts(),
     );
 }

@@ -1,10 +1,13 @@
-//! What an OpenTelemetry backend makes of one call: the tree of its spans, with their fields.
+//! The spans of one call, with their fields, as an OpenTelemetry backend receives them.
 //!
-//! `cargo run --example otel` calls a scripted server on loopback, which answers 504, then 429, then 200.
-//! Where this example keeps the spans in memory and prints them, a program has an exporter to its backend.
-//! What differs from run to run is left out: ids, times, the server's port.
+//! `cargo run --example otel` calls a mock server on loopback that returns a 504, a 429 and a 200. This
+//! example keeps the spans in memory and prints them as a tree; a real program exports them to its
+//! backend. The output omits all values that differ between runs: IDs, times and the server's port.
 
-#[allow(dead_code, reason = "one script, and nobody asks what the server saw")]
+#[allow(
+    dead_code,
+    reason = "this example does not inspect the received requests"
+)]
 mod support;
 
 use std::{error::Error, iter, time::Duration};
@@ -23,7 +26,7 @@ use tower_http_retry::{RetryLayer, RetryPolicy, backoff_fn};
 use tracing::{Instrument, level_filters::LevelFilter};
 use tracing_subscriber::{Layer as _, filter::Targets, prelude::*};
 
-use support::{Answer, Server};
+use support::{MockResponse, MockServer};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -31,7 +34,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let provider = SdkTracerProvider::builder()
         .with_simple_exporter(exporter.clone())
         .build();
-    let wanted = Targets::new()
+    let targets = Targets::new()
         .with_target("tower_http_retry", LevelFilter::DEBUG)
         .with_target("otel", LevelFilter::INFO);
     let backend = tracing_opentelemetry::layer()
@@ -42,27 +45,27 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         .with_level(false)
         .with_tracer(provider.tracer("otel"));
     tracing_subscriber::registry()
-        .with(backend.with_filter(wanted))
+        .with(backend.with_filter(targets))
         .init();
 
-    let server = Server::bind(vec![
-        Answer::new(StatusCode::GATEWAY_TIMEOUT),
-        Answer::new(StatusCode::TOO_MANY_REQUESTS).header(RETRY_AFTER, "0"),
-        Answer::new(StatusCode::OK),
+    let server = MockServer::bind(vec![
+        MockResponse::new(StatusCode::GATEWAY_TIMEOUT),
+        MockResponse::new(StatusCode::TOO_MANY_REQUESTS).header(RETRY_AFTER, "0"),
+        MockResponse::new(StatusCode::OK),
     ])?;
     let uri = server.uri("/accounts")?;
     server.listen()?;
-    // Without jitter, so that the delays are the same each time.
+    // No jitter: the output includes the delays.
     let policy = RetryPolicy::new().backoff(backoff_fn(|| iter::repeat(Duration::from_millis(10))));
     let client = ServiceBuilder::new()
         .layer(RetryLayer::new(policy))
         .service(Client::builder(TokioExecutor::new()).build_http());
     let request = Request::get(uri).body(Empty::<Bytes>::new())?;
-    let caller = tracing::info_span!("list accounts");
-    client.oneshot(request).instrument(caller).await?;
+    let parent = tracing::info_span!("list accounts");
+    client.oneshot(request).instrument(parent).await?;
 
     provider.force_flush()?;
-    // In the order of their ends, which for attempts is that of their starts.
+    // Spans are exported when they end. Attempts do not overlap and keep their order.
     print_children(&exporter.get_finished_spans()?, SpanId::INVALID, 0);
     Ok(())
 }
@@ -76,18 +79,23 @@ fn print_children(spans: &[SpanData], parent: SpanId, depth: usize) {
         };
         println!("{indent}{} [{:?}]{failed}", span.name, span.span_kind);
         for field in &span.attributes {
-            println!("{indent}  {}", text(field));
+            println!("{indent}  {}", format_field(field));
         }
         for event in span.events.iter() {
-            let own = |field: &&KeyValue| !["level", "target"].contains(&field.key.as_str());
-            let fields: Vec<_> = event.attributes.iter().filter(own).map(text).collect();
+            let fields = event.attributes.iter().filter(|field| !is_metadata(field));
+            let fields: Vec<_> = fields.map(format_field).collect();
             println!("{indent}  * {}: {}", event.name, fields.join(", "));
         }
         print_children(spans, span.span_context.span_id(), depth + 1);
     }
 }
 
-fn text(field: &KeyValue) -> String {
+/// Returns `true` for fields that `tracing_opentelemetry` adds to each event.
+fn is_metadata(field: &KeyValue) -> bool {
+    ["level", "target"].contains(&field.key.as_str())
+}
+
+fn format_field(field: &KeyValue) -> String {
     match field.key.as_str() {
         "server.port" => "server.port = …".to_owned(),
         name => format!("{name} = {}", field.value),

@@ -1,6 +1,7 @@
-//! Schedules of other crates: `backon`'s as they are, `backoff`'s with the feature of that name.
+//! Backoff strategies of this crate and of other crates: `backon` works as it is, `backoff` with the
+//! feature `backoff`.
 //!
-//! `cargo run --example schedules --features backoff` prints the first delays of each.
+//! `cargo run --example schedules --features backoff` prints the first delays of each strategy.
 
 use std::time::Duration;
 
@@ -12,32 +13,32 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use tower_http_retry::{Backoff, ExponentialBackoff, RetryLayer, RetryPolicy, backoff_fn};
 
 fn main() {
-    show("this crate's, full jitter", ExponentialBackoff::default());
-    show(
+    print_delays("this crate's, full jitter", ExponentialBackoff::default());
+    print_delays(
         "this crate's, seeded",
         ExponentialBackoff::default().with_seed(42),
     );
-    show("backoff's exponential", BackoffExponential::default());
-    show(
+    print_delays("backoff's exponential", BackoffExponential::default());
+    print_delays(
         "backoff's constant",
         backoff_fn(|| {
             let mut constant = Constant::new(Duration::from_millis(50));
             std::iter::from_fn(move || constant.next_backoff())
         }),
     );
-    show(
+    print_delays(
         "backon's exponential",
         backoff_fn(|| ExponentialBuilder::default().with_jitter().build()),
     );
-    show(
+    print_delays(
         "a closure",
         backoff_fn(|| [1, 5, 25].into_iter().map(Duration::from_millis)),
     );
 }
 
-fn show(name: &str, schedule: impl Backoff + 'static) {
-    let delays: Vec<_> = schedule.delays().take(5).collect();
+fn print_delays(name: &str, backoff: impl Backoff + 'static) {
+    let delays: Vec<_> = backoff.delays().take(5).collect();
     println!("{name:<26} {delays:?}");
-    // Any of them sets up the layer.
-    let _layer = RetryLayer::new(RetryPolicy::new().backoff(schedule));
+    // Each strategy can configure the layer.
+    let _layer = RetryLayer::new(RetryPolicy::new().backoff(backoff));
 }

@@ -1,8 +1,8 @@
-//! The least that such a layer can do, to see how much of the rest is left to be saved.
+//! A lower bound for the overhead of a retry layer.
 //!
-//! It reads the clock, copies the text of the head into one buffer, gives the request a body of another
-//! type, and keeps all that beside the inner future, with a share of a policy and a clone of the
-//! service. It neither keeps the body, nor classifies, nor retries.
+//! It reads the clock, copies the text of the head into one buffer and wraps the request body in another
+//! type. It stores these next to the inner future, with a reference to a policy and a clone of the
+//! service. It does not buffer the body, classify the response or retry.
 
 use std::{
     future::Future,
@@ -33,7 +33,7 @@ impl<S> Floor<S> {
 
 impl<S: Clone, B> Service<Request<B>> for Floor<S>
 where
-    S: Service<Request<Sent<B>>>,
+    S: Service<Request<WrappedBody<B>>>,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -45,20 +45,28 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let started = Instant::now();
-        let head = copy(request.uri(), request.headers());
-        let attempt = self.inner.call(request.map(Sent));
+        let head = copy_head(request.uri(), request.headers());
+        let attempt = self.inner.call(request.map(WrappedBody));
         ResponseFuture {
             attempt: Some(attempt),
-            kept: (head, started, self.inner.clone(), self.policy.clone()),
+            saved: (head, started, self.inner.clone(), self.policy.clone()),
         }
     }
 }
 
-fn copy(uri: &Uri, headers: &HeaderMap) -> Vec<u8> {
+fn copy_head(uri: &Uri, headers: &HeaderMap) -> Vec<u8> {
     let mut text = Vec::with_capacity(128 + 64 * headers.len());
     text.extend_from_slice(uri.scheme_str().unwrap_or_default().as_bytes());
-    text.extend_from_slice(uri.authority().map_or("", |it| it.as_str()).as_bytes());
-    text.extend_from_slice(uri.path_and_query().map_or("", |it| it.as_str()).as_bytes());
+    text.extend_from_slice(
+        uri.authority()
+            .map_or("", |authority| authority.as_str())
+            .as_bytes(),
+    );
+    text.extend_from_slice(
+        uri.path_and_query()
+            .map_or("", |path| path.as_str())
+            .as_bytes(),
+    );
     for (name, value) in headers {
         text.extend_from_slice(name.as_str().as_bytes());
         text.extend_from_slice(value.as_bytes());
@@ -70,7 +78,7 @@ pin_project! {
     pub(crate) struct ResponseFuture<F, S> {
         #[pin]
         attempt: Option<F>,
-        kept: (Vec<u8>, Instant, S, Arc<()>),
+        saved: (Vec<u8>, Instant, S, Arc<()>),
     }
 }
 
@@ -82,15 +90,15 @@ impl<F: Future, S> Future for ResponseFuture<F, S> {
         let attempt = this.attempt.as_mut().as_pin_mut();
         let result = ready!(attempt.expect("not polled after completion").poll(cx));
         this.attempt.set(None);
-        black_box(this.kept);
+        black_box(this.saved);
         Poll::Ready(result)
     }
 }
 
-/// The caller's body, as a type of the layer's own.
-pub(crate) struct Sent<B>(B);
+/// The caller's body, wrapped in a type of the layer.
+pub(crate) struct WrappedBody<B>(B);
 
-impl<B: Body + Unpin> Body for Sent<B> {
+impl<B: Body + Unpin> Body for WrappedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 

@@ -1,10 +1,10 @@
-//! The request that is sent.
+//! The request of the benches `loopback` and `waiting`.
 
 use bytes::Bytes;
 use http::{Request, Uri};
 use http_body_util::Empty;
 
-/// A GET with four headers and no body.
+/// Creates a GET with four headers and no body.
 pub(crate) fn get<U>(uri: U) -> http::Result<Request<Empty<Bytes>>>
 where
     U: TryInto<Uri, Error: Into<http::Error>>,

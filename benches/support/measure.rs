@@ -1,14 +1,13 @@
-//! How overhead is measured.
+//! Measures overhead.
 //!
-//! Of the candidates one after the other is measured for a short round, again and again, so that what the
-//! machine does meanwhile is shared; the fastest round counts. Requests are made before the clock
-//! starts. Each case has processes of its own: neither a subscriber nor a paused clock of another case
-//! can linger in global state. Where things happen to lie in a process's memory moves the ratio by a tenth; of
-//! several processes that with the median ratio is reported.
+//! The candidates are measured alternately in short rounds, to spread the load of other programs evenly.
+//! The fastest round counts. Requests are created before the clock starts. Each case runs in separate
+//! processes: subscribers and paused clocks change global state. The memory layout of a process changes
+//! the ratio by up to a tenth. Of several processes, the one with the median ratio is reported.
 //!
-//! Tokio's timers round up to whole milliseconds, so that by the running clock each wait of nothing lasts
-//! about one, whoever waits. What counts here is work: where there is a retry, the clock is paused, and
-//! such a timer has run out as soon as it is set.
+//! Tokio's timers round up to whole milliseconds: a delay of zero takes about one millisecond of real
+//! time for every candidate. The bench measures work, not delays. With retries, the clock is paused and
+//! such a timer fires as soon as it is set.
 
 use std::{
     env,
@@ -26,7 +25,7 @@ use tokio::runtime::{Builder, Runtime};
 use tower::{BoxError, Service, ServiceExt};
 use tracing_subscriber::{filter::LevelFilter, prelude::*};
 
-use crate::traffic::{Traffic, read, refuse_next};
+use crate::traffic::{Traffic, read_body, reject_next};
 
 const ROUNDS: u32 = 400;
 const CALLS: u32 = 1_000;
@@ -35,7 +34,7 @@ const PROCESSES: usize = 7;
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) traffic: Traffic,
-    /// With a subscriber that takes all spans of INFO and above, and writes nothing.
+    /// Installs a subscriber that enables spans of INFO and above and writes nothing.
     traced: bool,
 }
 
@@ -49,61 +48,60 @@ const CASES: [Case; 6] = [
     Case { name: "retry_traced", traffic: Traffic::Retry, traced: true },
 ];
 
-/// Set where the process is one that measures a case.
-const CASE: &str = "OVERHEAD_CASE";
+/// The environment variable with the case, set in a process that measures one.
+const CASE_VAR: &str = "OVERHEAD_CASE";
 
-/// Lets `report` measure and print all cases, or those that the arguments name. Lines that tell of a
-/// case as a whole come last.
+/// Runs `report` for the cases in the arguments, or for all cases. Prints the summary lines last.
 pub(crate) fn run(report: fn(&Case) -> Result<(), BoxError>) -> Result<(), BoxError> {
-    if let Ok(name) = env::var(CASE) {
-        return report(find(&name)?);
+    if let Ok(name) = env::var(CASE_VAR) {
+        return report(find_case(&name)?);
     }
     let mut names: Vec<_> = env::args().skip(1).collect();
-    // Cargo's own.
+    // Cargo adds this argument.
     names.retain(|name| name != "--bench");
-    let cases: Result<Vec<_>, _> = names.iter().map(|name| find(name)).collect();
+    let cases: Result<Vec<_>, _> = names.iter().map(|name| find_case(name)).collect();
     let mut cases = cases?;
     if cases.is_empty() {
         cases = CASES.iter().collect();
     }
-    let mut last = Vec::new();
+    let mut summary = Vec::new();
     for case in cases {
-        let output = typical_output(case)?;
+        let output = run_median_process(case)?;
         for line in output.lines().map(str::to_owned) {
             if line.starts_with("overhead case=") {
-                last.push(line);
+                summary.push(line);
             } else {
                 println!("{line}");
             }
         }
     }
-    last.iter().for_each(|line| println!("{line}"));
+    summary.iter().for_each(|line| println!("{line}"));
     Ok(())
 }
 
-fn find(name: &str) -> Result<&'static Case, BoxError> {
+fn find_case(name: &str) -> Result<&'static Case, BoxError> {
     let case = CASES.iter().find(|case| case.name == name);
-    case.ok_or_else(|| format!("no such case: {name}").into())
+    case.ok_or_else(|| format!("unknown case: {name}").into())
 }
 
-/// Of several processes, what that with the median ratio says.
-fn typical_output(case: &Case) -> Result<String, BoxError> {
+/// Runs several processes and returns the output of the one with the median ratio.
+fn run_median_process(case: &Case) -> Result<String, BoxError> {
     let mut outputs = Vec::new();
     for _ in 0..PROCESSES {
-        let output = in_process_of_its_own(case)?;
-        let ratio = output.split_once(" ratio=").and_then(|(_, it)| {
-            let (ratio, _) = it.split_once(' ')?;
+        let output = run_process(case)?;
+        let ratio = output.split_once(" ratio=").and_then(|(_, rest)| {
+            let (ratio, _) = rest.split_once(' ')?;
             ratio.parse::<f64>().ok()
         });
-        outputs.push((ratio.ok_or("a process that reports no ratio")?, output));
+        outputs.push((ratio.ok_or("a process reported no ratio")?, output));
     }
-    outputs.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    outputs.sort_by(|(left, _), (right, _)| left.total_cmp(right));
     Ok(outputs.swap_remove(PROCESSES / 2).1)
 }
 
-fn in_process_of_its_own(case: &Case) -> Result<String, BoxError> {
+fn run_process(case: &Case) -> Result<String, BoxError> {
     let mut command = Command::new(env::current_exe()?);
-    let command = command.env(CASE, case.name).stderr(Stdio::inherit());
+    let command = command.env(CASE_VAR, case.name).stderr(Stdio::inherit());
     let output = command.output()?;
     if !output.status.success() {
         return Err(format!("{}: {}", case.name, output.status).into());
@@ -111,7 +109,7 @@ fn in_process_of_its_own(case: &Case) -> Result<String, BoxError> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// What a call takes.
+/// The cost of a call.
 #[derive(Clone, Copy)]
 pub(crate) struct Cost {
     pub(crate) ns: f64,
@@ -129,14 +127,14 @@ impl ops::Sub for Cost {
     }
 }
 
-/// What is measured in one run.
+/// The services measured in one run.
 pub(crate) struct Candidates<'a> {
     case: &'a Case,
     names: Vec<&'static str>,
     rounds: Vec<Round>,
 }
 
-/// Makes some calls; gives the time that they took.
+/// Makes a round of calls and returns the time they took.
 type Round = Box<dyn FnMut(&Runtime) -> Duration>;
 
 impl<'a> Candidates<'a> {
@@ -149,7 +147,7 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// The service without a layer: where there is a retry, the caller makes it.
+    /// Adds the service without a layer. If the case retries, the bench itself calls it twice.
     pub(crate) fn add_bare<Q, S, R>(&mut self, request: fn(Traffic) -> Q, service: S)
     where
         Q: 'static,
@@ -158,11 +156,15 @@ impl<'a> Candidates<'a> {
     {
         let traffic = self.case.traffic;
         self.names.push("bare");
-        self.rounds
-            .push(round(traffic, request, service, traffic == Traffic::Retry));
+        self.rounds.push(new_round(
+            traffic,
+            request,
+            service,
+            traffic == Traffic::Retry,
+        ));
     }
 
-    /// A service with a layer, which makes the retries.
+    /// Adds a service with a layer that retries.
     pub(crate) fn add<Q, S, R>(&mut self, name: &'static str, request: fn(Traffic) -> Q, service: S)
     where
         Q: 'static,
@@ -171,10 +173,10 @@ impl<'a> Candidates<'a> {
     {
         self.names.push(name);
         self.rounds
-            .push(round(self.case.traffic, request, service, false));
+            .push(new_round(self.case.traffic, request, service, false));
     }
 
-    /// What a call of each takes.
+    /// Measures the cost of a call for each candidate.
     pub(crate) fn measure(mut self) -> Result<Vec<(&'static str, Cost)>, BoxError> {
         if self.case.traced {
             let subscriber = tracing_subscriber::registry();
@@ -184,11 +186,12 @@ impl<'a> Candidates<'a> {
         let retries = self.case.traffic == Traffic::Retry;
         let runtime = runtime.enable_time().start_paused(retries).build()?;
 
-        let counted = self.rounds.iter_mut().map(|it| allocations(it, &runtime));
-        let allocations: Vec<_> = counted.collect();
+        let rounds = self.rounds.iter_mut();
+        let allocations: Vec<_> = rounds
+            .map(|round| count_allocations(round, &runtime))
+            .collect();
         let mut fastest = vec![Duration::MAX; self.rounds.len()];
-        // What counts the allocations stands aside; each allocation and its release still take about 3 ns
-        // more.
+        // Without the allocation counter, which still adds about 3 ns to an allocation and its release.
         allocation_counter::opt_out(|| {
             for _ in 0..ROUNDS {
                 for (fastest, round) in fastest.iter_mut().zip(&mut self.rounds) {
@@ -207,7 +210,12 @@ impl<'a> Candidates<'a> {
     }
 }
 
-fn round<Q, S, R>(traffic: Traffic, request: fn(Traffic) -> Q, mut service: S, twice: bool) -> Round
+fn new_round<Q, S, R>(
+    traffic: Traffic,
+    request: fn(Traffic) -> Q,
+    mut service: S,
+    twice: bool,
+) -> Round
 where
     Q: 'static,
     S: Service<Q, Response = Response<R>, Error: Debug> + 'static,
@@ -215,12 +223,12 @@ where
 {
     Box::new(move |runtime| {
         runtime.block_on(async {
-            let mut spent = Duration::ZERO;
+            let mut elapsed = Duration::ZERO;
             for _ in 0..CALLS {
                 let requests = || (request(traffic), twice.then(|| request(traffic)));
-                let (first, second) = black_box(uncounted(requests));
+                let (first, second) = black_box(without_counting(requests));
                 if traffic == Traffic::Retry {
-                    refuse_next();
+                    reject_next();
                 }
                 let start = Instant::now();
                 let mut response = call(&mut service, first).await;
@@ -229,34 +237,34 @@ where
                     response = call(&mut service, second).await;
                 }
                 let status = response.status();
-                read(response.into_body()).await;
-                spent += start.elapsed();
+                read_body(response.into_body()).await;
+                elapsed += start.elapsed();
                 assert_eq!(status, StatusCode::OK);
             }
-            spent
+            elapsed
         })
     })
 }
 
 async fn call<Q, S: Service<Q, Error: Debug>>(service: &mut S, request: Q) -> S::Response {
     let result = async { service.ready().await?.call(request).await };
-    result.await.expect("a service that never fails")
+    result.await.expect("the service never fails")
 }
 
-/// How many allocations a call makes, when all is warm.
-fn allocations(round: &mut Round, runtime: &Runtime) -> f64 {
+/// Returns the allocations of a call, after a round to warm up.
+fn count_allocations(round: &mut Round, runtime: &Runtime) -> f64 {
     round(runtime);
     let counted = allocation_counter::measure(|| {
         black_box(round(runtime));
     });
     let per_call = counted.count_total as f64 / f64::from(CALLS);
-    // Not what is looked for: tables that are enlarged once in a while.
+    // Rounds away the rare allocations of tables that grow.
     (per_call * 100.0).round() / 100.0
 }
 
-/// What is made here is not counted.
-fn uncounted<T>(make: impl FnOnce() -> T) -> T {
-    let mut made = None;
-    allocation_counter::opt_out(|| made = Some(make()));
-    made.expect("made at once")
+/// Calls `create` without counting its allocations.
+fn without_counting<T>(create: impl FnOnce() -> T) -> T {
+    let mut value = None;
+    allocation_counter::opt_out(|| value = Some(create()));
+    value.expect("the closure has run")
 }

@@ -1,4 +1,5 @@
-//! What the documentation of `tower::retry` leads to: a budget, a backoff, a clone of the request.
+//! A policy for `tower::retry` that follows its documentation: a budget, a backoff and a clone of the
+//! request.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,8 +14,8 @@ use tower::{
     util::rng::HasherRng,
 };
 
-/// A policy for `tower::retry`, as good as one can be written by hand: up to 3 retries of errors and of
-/// the statuses that the contract retries.
+/// A hand-written policy for `tower::retry`. It retries errors and the retryable statuses of the
+/// contract, up to 3 times.
 #[derive(Clone)]
 pub(crate) struct TowerPolicy<W = ExponentialBackoff> {
     pub(crate) budget: Arc<TpsBudget>,
@@ -43,7 +44,10 @@ impl<B: Clone, R, E, W: Backoff> Policy<Request<B>, Response<R>, E> for TowerPol
         _: &mut Request<B>,
         result: &mut Result<Response<R>, E>,
     ) -> Option<Self::Future> {
-        if result.as_ref().is_ok_and(|it| !is_worth_retrying(it)) {
+        if result
+            .as_ref()
+            .is_ok_and(|response| !is_retryable(response))
+        {
             self.budget.deposit();
             return None;
         }
@@ -56,6 +60,6 @@ impl<B: Clone, R, E, W: Backoff> Policy<Request<B>, Response<R>, E> for TowerPol
     }
 }
 
-fn is_worth_retrying<R>(response: &Response<R>) -> bool {
+fn is_retryable<R>(response: &Response<R>) -> bool {
     matches!(response.status().as_u16(), 429 | 500 | 504)
 }

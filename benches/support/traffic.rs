@@ -1,10 +1,10 @@
-//! The requests that are measured, and the service that answers them at once.
+//! The measured requests, and a service that responds immediately.
 //!
-//! Each request has four headers, whose values come as `&str`, as most code gives them to `http`'s
-//! builder: each is copied into a buffer of its own, whose first clone allocates. (A value that is kept
-//! as a `HeaderValue` for all requests, or made with `from_static`, is cloned for nothing: with two such
-//! values of the four, a clone of the request costs tower 5 allocations in place of 7.)
-//! The URI is parsed for each request, and there are no extensions.
+//! Each request has four headers. Their values are created from `&str`, as most code does with `http`'s
+//! builder: each value is copied into its own buffer, and the first clone of that buffer allocates.
+//! (Clones of a shared `HeaderValue`, or of one from `from_static`, do not allocate. With two such values
+//! of the four, a clone of the request costs tower 5 allocations instead of 7.) The URI is parsed for
+//! each request. There are no extensions.
 
 use std::{
     convert::Infallible,
@@ -21,29 +21,29 @@ use http::{
 use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 
-/// One type for all requests, as a client has it; that of a GET is empty.
+/// The body of all requests: a client has a single body type. The body of a GET is empty.
 pub(crate) type Body = Full<Bytes>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Traffic {
-    /// A GET, answered with a 200.
+    /// A GET with a 200 as the response.
     Get,
-    /// A POST with a body of 1 KiB, answered with a 200.
+    /// A POST of 1 KiB with a 200 as the response.
     Post,
-    /// A GET, answered with a 429 and then with a 200.
-    #[allow(dead_code, reason = "not every bench retries")]
+    /// A GET with a 429 as the first response and a 200 as the second.
+    #[allow(dead_code, reason = "some benches do not retry")]
     Retry,
 }
 
-const POSTED: usize = 1024;
+const POST_LENGTH: usize = 1024;
 const TOKEN: &str = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhY2NfMSJ9.ZRrHA1JJJW8opsbCGfG";
-const ID: &str = "0af7651916cd43dd8448eb211c80319c";
+const REQUEST_ID: &str = "0af7651916cd43dd8448eb211c80319c";
 
 impl Traffic {
     pub(crate) fn request<B: From<Bytes>>(self) -> Request<B> {
         let body = match self {
             Self::Get | Self::Retry => Bytes::new(),
-            Self::Post => Bytes::from(vec![b'a'; POSTED]),
+            Self::Post => Bytes::from(vec![b'a'; POST_LENGTH]),
         };
         let mut request = Request::new(B::from(body));
         let (method, uri, name) = match self {
@@ -61,44 +61,44 @@ impl Traffic {
         *request.method_mut() = method;
         *request.uri_mut() = black_box(uri).parse().expect("a URI");
         let headers = request.headers_mut();
-        headers.insert(name, copied("application/json"));
-        headers.insert(USER_AGENT, copied("bench/1.0"));
-        headers.insert(AUTHORIZATION, copied(&format!("Bearer {TOKEN}")));
-        headers.insert("x-request-id", copied(ID));
+        headers.insert(name, new_header_value("application/json"));
+        headers.insert(USER_AGENT, new_header_value("bench/1.0"));
+        headers.insert(AUTHORIZATION, new_header_value(&format!("Bearer {TOKEN}")));
+        headers.insert("x-request-id", new_header_value(REQUEST_ID));
         request
     }
 }
 
-fn copied(value: &str) -> HeaderValue {
+fn new_header_value(value: &str) -> HeaderValue {
     black_box(value).parse().expect("a header value")
 }
 
-/// What the next request is refused with, if at all.
-static REFUSE: AtomicBool = AtomicBool::new(false);
+/// Set if the next request gets a 429.
+static REJECT_NEXT: AtomicBool = AtomicBool::new(false);
 
-/// Lets the next request be answered with a 429.
-#[allow(dead_code, reason = "not every bench retries")]
-pub(crate) fn refuse_next() {
-    REFUSE.store(true, Ordering::Relaxed);
+/// Rejects the next request with a 429.
+#[allow(dead_code, reason = "some benches do not retry")]
+pub(crate) fn reject_next() {
+    REJECT_NEXT.store(true, Ordering::Relaxed);
 }
 
-/// Reads the request as a client that sends it: its head, and its body to the end.
-pub(crate) async fn answer<B>(request: Request<B>) -> Result<Response<Body>, Infallible>
+/// Consumes the head and the body of the request, as a client that sends it, and responds.
+pub(crate) async fn respond<B>(request: Request<B>) -> Result<Response<Body>, Infallible>
 where
     B: http_body::Body<Data = Bytes>,
 {
     let (head, body) = request.into_parts();
-    let whole = if head.method == Method::POST {
-        POSTED
+    let expected = if head.method == Method::POST {
+        POST_LENGTH
     } else {
         0
     };
-    assert_eq!(body.size_hint().exact(), Some(whole as u64));
-    assert_eq!(read(body).await, whole);
+    assert_eq!(body.size_hint().exact(), Some(expected as u64));
+    assert_eq!(read_body(body).await, expected);
     drop(black_box(head));
 
-    if REFUSE.load(Ordering::Relaxed) {
-        REFUSE.store(false, Ordering::Relaxed);
+    if REJECT_NEXT.load(Ordering::Relaxed) {
+        REJECT_NEXT.store(false, Ordering::Relaxed);
         let mut response = Response::new(Body::from(
             r#"{"code":"too_many_requests","message":"You are over the rate limit"}"#,
         ));
@@ -108,8 +108,8 @@ where
     Ok(Response::new(Body::from(r#"{"balance":5000}"#)))
 }
 
-/// Reads a body to its end; gives its length.
-pub(crate) async fn read<B: http_body::Body<Data = Bytes>>(body: B) -> usize {
+/// Reads a body to its end and returns its length.
+pub(crate) async fn read_body<B: http_body::Body<Data = Bytes>>(body: B) -> usize {
     let mut body = pin!(body);
     let mut length = 0;
     while !body.is_end_stream() {

@@ -1,4 +1,4 @@
-//! The headers that are a proxy's affair.
+//! Header changes that HTTP requires of a proxy.
 
 use std::net::IpAddr;
 
@@ -14,29 +14,28 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Makes the headers that a client has sent into those that the upstream gets.
+/// Rewrites the headers of a client's request for the upstream.
 ///
-/// `Host` is left to the HTTP client, which names the upstream; what the client has named goes into
-/// `X-Forwarded-Host`. Its address is put behind those that `X-Forwarded-For` lists, and `Via` is
-/// continued.
-pub(crate) fn to_upstream(
+/// Moves the requested host to `X-Forwarded-Host`; the HTTP client sets `Host` to the upstream.
+/// Appends the client's address to `X-Forwarded-For` and the received version to `Via`.
+pub(crate) fn rewrite_request(
     headers: &mut HeaderMap,
-    from: IpAddr,
+    client: IpAddr,
     received: Version,
     authority: Option<&str>,
     sent: Version,
 ) {
-    let takes_trailers = lists(headers, &TE, "trailers");
+    let accepts_trailers = contains_element(headers, &TE, "trailers");
     remove_hop_by_hop(headers);
-    if takes_trailers {
+    if accepts_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
         if sent == Version::HTTP_11 {
             headers.insert(CONNECTION, HeaderValue::from_static("te"));
         }
     }
-    // The gateway's server answers it, as soon as the upstream takes the body.
+    // The gateway's server sends the 100 (Continue) when the upstream reads the body.
     headers.remove(EXPECT);
-    // It would contradict what is said below.
+    // It would contradict the `X-Forwarded-*` headers set below.
     headers.remove(FORWARDED);
 
     let host = headers.remove(HOST);
@@ -46,26 +45,26 @@ pub(crate) fn to_upstream(
         None => headers.remove(X_FORWARDED_HOST),
     };
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    append(headers, X_FORWARDED_FOR, &from.to_canonical().to_string());
-    append(headers, VIA, via(received));
+    append(headers, X_FORWARDED_FOR, &client.to_canonical().to_string());
+    append(headers, VIA, via_element(received));
     join_cookies(headers);
 }
 
-/// Makes the headers that the upstream has sent into those that the client gets.
-pub(crate) fn from_upstream(headers: &mut HeaderMap, received: Version) {
+/// Rewrites the headers of the upstream's response for the client.
+pub(crate) fn rewrite_response(headers: &mut HeaderMap, received: Version) {
     remove_hop_by_hop(headers);
-    append(headers, VIA, via(received));
+    append(headers, VIA, via_element(received));
 }
 
-/// What is meant for the next hop alone: RFC 9110 §7.6.1, and §11.7 for the two of `Proxy-`.
+/// Removes the headers for a single hop: RFC 9110 §7.6.1, and §11.7 for proxy authentication.
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
     const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-    let named: Vec<HeaderName> = elements(headers, &CONNECTION)
+    let connection_options: Vec<HeaderName> = elements(headers, &CONNECTION)
         .filter_map(|name| name.parse().ok())
         .collect();
-    for name in named {
+    for name in connection_options {
         headers.remove(name);
     }
     for name in [
@@ -82,8 +81,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// HTTP/2 may spread one cookie header over several lines, which no other version knows: RFC 9113
-/// §8.2.3.
+/// Joins several `Cookie` headers into one. Only HTTP/2 allows more than one: RFC 9113 §8.2.3.
 fn join_cookies(headers: &mut HeaderMap) {
     let cookies: Vec<&[u8]> = headers
         .get_all(COOKIE)
@@ -98,8 +96,8 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// The protocol by which a message was received, and by whom: RFC 9110 §7.6.3.
-fn via(received: Version) -> &'static str {
+/// Returns this proxy's element of `Via`: RFC 9110 §7.6.3.
+fn via_element(received: Version) -> &'static str {
     match received {
         Version::HTTP_10 => "1.0 tower-http-retry",
         Version::HTTP_2 => "2 tower-http-retry",
@@ -107,18 +105,19 @@ fn via(received: Version) -> &'static str {
     }
 }
 
-/// Puts `element` behind the others of a list.
+/// Appends `element` to a list header.
 fn append(headers: &mut HeaderMap, name: HeaderName, element: &str) {
     if let Ok(element) = HeaderValue::from_str(element) {
         headers.append(name, element);
     }
 }
 
-fn lists(headers: &HeaderMap, name: &HeaderName, element: &str) -> bool {
-    elements(headers, name).any(|found| found.eq_ignore_ascii_case(element))
+/// Returns `true` if a list header contains `element`, in any case.
+fn contains_element(headers: &HeaderMap, name: &HeaderName, element: &str) -> bool {
+    elements(headers, name).any(|candidate| candidate.eq_ignore_ascii_case(element))
 }
 
-/// The elements of a list, without what is not ASCII.
+/// Returns the elements of a list header. Skips values that are not visible ASCII.
 fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let values = headers.get_all(name).into_iter();
     values

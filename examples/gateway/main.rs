@@ -1,8 +1,8 @@
-//! A small reverse proxy that gives any program, in any language, this crate's retry layer.
+//! A small reverse proxy that adds this crate's retry layer to programs in any language.
 //!
 //! `cargo run --example gateway -- --upstream http://127.0.0.1:8080 --listen 127.0.0.1:8000` forwards
-//! what it is sent to the upstream, by HTTP/1.1 or by HTTP/2 with prior knowledge; `-- --help` tells of
-//! every setting. It speaks no TLS, opens no tunnels (`CONNECT`) and upgrades no connection.
+//! requests over HTTP/1.1, or over HTTP/2 with prior knowledge. `-- --help` describes all settings.
+//! TLS, tunnels (`CONNECT`) and connection upgrades are not supported.
 
 mod headers;
 mod proxy;
@@ -58,7 +58,7 @@ fn log_to_stderr() {
 
 async fn run(settings: &Settings) -> Result<(), BoxError> {
     let gateway = Gateway::new(settings)?;
-    // Before the address is printed: who has read it may send a signal.
+    // Installed before the address is printed: its reader may send a signal immediately.
     let mut signals = Signals::new()?;
     let listener = TcpListener::bind(settings.listen)
         .await
@@ -72,28 +72,30 @@ async fn run(settings: &Settings) -> Result<(), BoxError> {
     let connections = GracefulShutdown::new();
     tokio::select! {
         () = accept(&listener, gateway, &connections) => {}
-        () = signals.next() => {}
+        () = signals.recv() => {}
     }
     drop(listener);
-    tracing::info!(connections = connections.count(), "stopping");
+    tracing::info!(connections = connections.count(), "shutting down");
     tokio::select! {
         () = connections.shutdown() => Ok(()),
-        () = tokio::time::sleep(settings.grace) => Err("requests outlasted the grace period".into()),
-        () = signals.next() => Err("told twice to stop, with requests still running".into()),
+        () = tokio::time::sleep(settings.grace) => {
+            Err("grace period over, requests are still running".into())
+        }
+        () = signals.recv() => Err("second signal received, requests are still running".into()),
     }
 }
 
 async fn accept(listener: &TcpListener, gateway: Gateway, connections: &GracefulShutdown) {
     let mut server = auto::Builder::new(TokioExecutor::new());
-    // For hyper's own limit on how long a head may take to arrive.
+    // Required by hyper's read timeout for request heads.
     server.http1().timer(TokioTimer::new());
     server.http2().timer(TokioTimer::new());
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => serve(&server, stream, peer, gateway.clone(), connections),
             Err(error) => {
-                tracing::warn!(%error, "no connection could be accepted");
-                // Out of file descriptors, perhaps: there is no use in asking again at once.
+                tracing::warn!(%error, "failed to accept a connection");
+                // Possibly out of file descriptors: an immediate second attempt would fail too.
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -108,7 +110,7 @@ fn serve(
     connections: &GracefulShutdown,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "small packets will be delayed");
+        tracing::debug!(%error, "failed to set TCP_NODELAY");
     }
     let service = service_fn(move |request| {
         let gateway = gateway.clone();
@@ -118,12 +120,12 @@ fn serve(
     let connection = connections.watch(connection.into_owned());
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(error, "a connection broke off");
+            tracing::debug!(error, "connection error");
         }
     });
 }
 
-/// SIGINT and SIGTERM; where there are none, Ctrl-C.
+/// Shutdown signals: SIGINT and SIGTERM, or Ctrl-C on systems without them.
 struct Signals {
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,
@@ -141,7 +143,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) {
+    async fn recv(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -155,9 +157,9 @@ impl Signals {
         Ok(Self {})
     }
 
-    async fn next(&mut self) {
+    async fn recv(&mut self) {
         if let Err(error) = tokio::signal::ctrl_c().await {
-            tracing::warn!(%error, "Ctrl-C cannot be heard");
+            tracing::warn!(%error, "failed to listen for Ctrl-C");
             std::future::pending().await
         }
     }

@@ -1,4 +1,4 @@
-//! One request through the gateway: to the upstream, by way of the layer, and back.
+//! Forwards requests to the upstream through the retry layer.
 
 use std::{error::Error, iter, net::IpAddr};
 
@@ -28,7 +28,7 @@ use crate::{BoxError, headers, settings::Settings};
 
 const X_RETRY_ATTEMPTS: HeaderName = HeaderName::from_static("x-retry-attempts");
 
-/// The upstream's body as it comes, or a text of the gateway's own.
+/// The unchanged body of the upstream, or a text body created by the gateway.
 pub(crate) type Body = Either<ResponseBody<Incoming>, Full<Bytes>>;
 
 type HttpClient = Client<HttpConnector, ReplayBody<Incoming>>;
@@ -61,11 +61,15 @@ impl Gateway {
         })
     }
 
-    /// The upstream's answer; where there is none, one that says why.
-    pub(crate) async fn forward(&self, request: Request<Incoming>, from: IpAddr) -> Response<Body> {
-        let Some(mut request) = self.to_upstream(request, from) else {
-            let text = "the gateway opens no tunnels";
-            return plain(StatusCode::METHOD_NOT_ALLOWED, text.to_owned());
+    /// Returns the upstream's response, or an error response if there is none.
+    pub(crate) async fn forward(
+        &self,
+        request: Request<Incoming>,
+        client: IpAddr,
+    ) -> Response<Body> {
+        let Some(mut request) = self.rewrite_request(request, client) else {
+            let text = "the gateway does not support CONNECT";
+            return text_response(StatusCode::METHOD_NOT_ALLOWED, text.to_owned());
         };
         let method = request.method().clone();
         let handle = OutcomeHandle::new();
@@ -75,58 +79,65 @@ impl Gateway {
         let (mut response, outcome) = match result {
             Ok(response) => {
                 let outcome = RetryOutcome::from_response(&response);
-                (from_upstream(response), Some(outcome))
+                (rewrite_response(response), Some(outcome))
             }
             Err(error) => {
                 let outcome = handle.get();
-                (failure(error, outcome.as_ref()), outcome)
+                (error_response(error, outcome.as_ref()), outcome)
             }
         };
         let attempts = outcome.map_or(0, |outcome| outcome.attempts());
-        let stop = outcome.and_then(|outcome| outcome.give_up_reason());
-        let stop = stop.map(|stop| stop.as_str());
+        let reason = outcome.and_then(|outcome| outcome.give_up_reason());
+        let stop = reason.map(|reason| reason.as_str());
         let status = response.status().as_u16();
-        // Without path and query: they may hold secrets.
+        // Path and query may contain secrets and are not logged.
         tracing::info!(%method, status, attempts, stop, "answered");
         let attempts = HeaderValue::from(attempts);
         response.headers_mut().insert(X_RETRY_ATTEMPTS, attempts);
         response
     }
 
-    /// The request as the upstream gets it; `None` for `CONNECT`, which names no path.
-    fn to_upstream(&self, request: Request<Incoming>, from: IpAddr) -> Option<Request<Incoming>> {
+    /// Rewrites the request for the upstream. Returns `None` for `CONNECT`, whose URI has no path.
+    fn rewrite_request(
+        &self,
+        request: Request<Incoming>,
+        client: IpAddr,
+    ) -> Option<Request<Incoming>> {
         let (parts, body) = request.into_parts();
-        let asked = parts.uri.into_parts();
+        let requested = parts.uri.into_parts();
         let uri = Uri::builder()
             .scheme(Scheme::HTTP)
             .authority(self.upstream.clone())
-            .path_and_query(asked.path_and_query?);
-        // Nothing that the server has put into the extensions is meant for the client.
+            .path_and_query(requested.path_and_query?);
+        // A new request: the server's extensions are not for the HTTP client.
         let mut request = Request::new(body);
         *request.method_mut() = parts.method;
         *request.uri_mut() = uri.build().ok()?;
         *request.version_mut() = self.version;
         *request.headers_mut() = parts.headers;
-        let authority = asked.authority.as_ref().map(Authority::as_str);
+        let authority = requested.authority.as_ref().map(Authority::as_str);
         let headers = request.headers_mut();
-        headers::to_upstream(headers, from, parts.version, authority, self.version);
+        headers::rewrite_request(headers, client, parts.version, authority, self.version);
         Some(request)
     }
 }
 
-fn from_upstream(response: Response<ResponseBody<Incoming>>) -> Response<Body> {
+fn rewrite_response(response: Response<ResponseBody<Incoming>>) -> Response<Body> {
     let mut response = response.map(Either::Left);
     let received = response.version();
-    headers::from_upstream(response.headers_mut(), received);
-    // To the client the gateway speaks its own version, whatever the upstream speaks.
+    headers::rewrite_response(response.headers_mut(), received);
+    // The version of the upstream's connection does not apply to the client's connection.
     *response.version_mut() = Version::HTTP_11;
     response
 }
 
-/// An answer in place of the upstream's. What exactly went wrong is for the log alone.
-fn failure(error: BoxError, outcome: Option<&RetryOutcome>) -> Response<Body> {
+/// Creates a response for a request that failed without one. Only the log contains the details.
+fn error_response(error: BoxError, outcome: Option<&RetryOutcome>) -> Response<Body> {
     let kind = ApiErrorsAsFailures::new().classify_error(&error).kind();
-    tracing::warn!(error = chain(&*error), "no answer from the upstream");
+    tracing::warn!(
+        error = format_error_chain(&*error),
+        "no response from the upstream"
+    );
     let (status, text) = match kind {
         FailureKind::Timeout => (
             StatusCode::GATEWAY_TIMEOUT,
@@ -135,33 +146,33 @@ fn failure(error: BoxError, outcome: Option<&RetryOutcome>) -> Response<Body> {
         FailureKind::NotSent => (StatusCode::BAD_GATEWAY, "the upstream cannot be reached"),
         FailureKind::Disconnected => (
             StatusCode::BAD_GATEWAY,
-            "the connection to the upstream broke off",
+            "the connection to the upstream was lost",
         ),
         _ => (
             StatusCode::BAD_GATEWAY,
-            "the exchange with the upstream failed",
+            "the request to the upstream failed",
         ),
     };
-    let stop = outcome.and_then(|outcome| outcome.give_up_reason());
-    plain(
+    let reason = outcome.and_then(|outcome| outcome.give_up_reason());
+    text_response(
         status,
-        match stop {
-            Some(stop) => format!("{text} ({stop})"),
+        match reason {
+            Some(reason) => format!("{text} ({reason})"),
             None => text.to_owned(),
         },
     )
 }
 
-fn chain(error: &(dyn Error + 'static)) -> String {
+fn format_error_chain(error: &(dyn Error + 'static)) -> String {
     let chain = iter::successors(Some(error), |&error| error.source());
-    let texts: Vec<String> = chain.map(ToString::to_string).collect();
-    texts.join(": ")
+    let messages: Vec<String> = chain.map(ToString::to_string).collect();
+    messages.join(": ")
 }
 
-fn plain(status: StatusCode, text: String) -> Response<Body> {
+fn text_response(status: StatusCode, text: String) -> Response<Body> {
     let mut response = Response::new(Either::Right(Full::from(text + "\n")));
     *response.status_mut() = status;
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, plain);
+    let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }

@@ -11,78 +11,78 @@ use tower_http_retry::{ExponentialBackoff, RateGate, RetryBudget, RetryPolicy, R
 
 use crate::BoxError;
 
-/// A small reverse proxy that retries what is worth retrying.
+/// A small reverse proxy that retries failed requests when it is safe.
 ///
-/// Send it requests over HTTP/1.1, or over HTTP/2 with prior knowledge; it forwards them to the
-/// upstream and sends a failed one again where that is safe: a 429 for any method; a 500, a 504, a
-/// timeout or a broken connection for idempotent methods, or with an Idempotency-Key header. Every
-/// response tells in x-retry-attempts how often the request was sent. Durations are written as 250ms,
-/// 10s or 1m 30s. SIGINT and SIGTERM let the running requests end; a second one does not. RUST_LOG
-/// sets what is logged on stderr.
+/// It accepts HTTP/1.1, or HTTP/2 with prior knowledge, and forwards requests to the upstream. It
+/// retries a 429 for any method. It retries a 500, a 504, a timeout or a connection error for
+/// idempotent methods and for requests with an Idempotency-Key header. The response header
+/// x-retry-attempts contains the number of attempts. Durations are written as 250ms, 10s or 1m 30s.
+/// After SIGINT or SIGTERM, running requests may complete; a second signal ends them. RUST_LOG sets
+/// the log level on stderr.
 #[derive(Debug, Parser)]
 #[command(name = "gateway", verbatim_doc_comment)]
 pub(crate) struct Settings {
-    /// Where requests go: http://host[:port]
-    #[arg(long, value_name = "URL", value_parser = upstream)]
+    /// The server to forward requests to: http://host[:port]
+    #[arg(long, value_name = "URL", value_parser = parse_upstream)]
     pub(crate) upstream: Authority,
 
-    /// Speak HTTP/2 with prior knowledge to the upstream, as gRPC needs it
+    /// Use HTTP/2 with prior knowledge to the upstream, as gRPC requires
     #[arg(long)]
     pub(crate) upstream_http2: bool,
 
-    /// Where to listen; with port 0 the system picks one, and stdout's first line tells which
+    /// The address to listen on, printed to stdout; with port 0 the system picks a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
     pub(crate) listen: SocketAddr,
 
-    /// How long running requests may take to end once the gateway is told to stop
+    /// The time for running requests to complete after a shutdown signal
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) grace: Duration,
 
-    /// How long one attempt may take: its upload, and the head of its response
+    /// The timeout of each attempt, until the response headers arrive
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     pub(crate) attempt_timeout: Duration,
 
-    /// How often a request is sent again at the most
+    /// The maximum number of retries of a request
     #[arg(long, value_name = "N", default_value_t = 3)]
     max_retries: u32,
 
-    /// How late the last attempt may start, counted from the request's arrival
+    /// The deadline for the start of the last attempt, counted from the request's arrival
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
     max_elapsed: Duration,
 
-    /// The longest wait before the first retry; it doubles with each further one
+    /// The maximum delay before the first retry; it doubles with each further retry
     #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = humantime::parse_duration)]
     backoff_base: Duration,
 
-    /// The longest wait before any retry, on top of what the upstream asks for
+    /// The maximum delay before any retry, in addition to the upstream's Retry-After
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     backoff_cap: Duration,
 
-    /// How many bytes of a request's body are kept; a larger one is sent only once
+    /// The maximum number of bytes of a request body that are buffered for replay
     #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024)]
     replay_limit: usize,
 
-    /// Retry this status too (or not), when idempotent unless said otherwise; may be repeated
+    /// Set when a status is retried, if-idempotent by default; can be used several times
     #[arg(long, value_name = "STATUS[=never|if-idempotent|always]")]
     classify_status: Vec<StatusRule>,
 
-    /// Retry requests, too, that may do harm when they are carried out twice
+    /// Also retry requests that are not idempotent
     #[arg(long)]
     retry_non_idempotent: bool,
 
-    /// Let every request retry, whatever others do
+    /// Do not limit retries by a budget
     #[arg(long, conflicts_with_all = ["budget_capacity", "budget_cost"])]
     no_budget: bool,
 
-    /// The tokens that all retries share; a success gives one
+    /// The capacity of the retry budget that all requests share; a success deposits one token
     #[arg(long, value_name = "TOKENS", default_value = "50")]
     budget_capacity: NonZeroU32,
 
-    /// What one retry costs
+    /// The cost of a retry
     #[arg(long, value_name = "TOKENS", default_value = "10")]
     budget_cost: NonZeroU32,
 
-    /// Hold requests back that the upstream's rate limit would refuse
+    /// Delay requests that the upstream's rate limit would reject
     #[arg(long)]
     rate_gate: bool,
 }
@@ -109,6 +109,7 @@ impl Settings {
     }
 }
 
+/// A value of `--classify-status`.
 #[derive(Clone, Copy, Debug)]
 struct StatusRule {
     status: StatusCode,
@@ -119,20 +120,20 @@ impl FromStr for StatusRule {
     type Err = BoxError;
 
     fn from_str(text: &str) -> Result<Self, BoxError> {
-        let (status, word) = text.split_once('=').unwrap_or((text, "if-idempotent"));
+        let (status, retryability) = text.split_once('=').unwrap_or((text, "if-idempotent"));
         Ok(Self {
             status: status.parse()?,
-            retryability: match word {
+            retryability: match retryability {
                 "never" => Retryability::Never,
                 "if-idempotent" => Retryability::IfIdempotent,
                 "always" => Retryability::Always,
-                _ => return Err("neither never, if-idempotent nor always".into()),
+                _ => return Err("expected never, if-idempotent or always".into()),
             },
         })
     }
 }
 
-fn upstream(text: &str) -> Result<Authority, BoxError> {
+fn parse_upstream(text: &str) -> Result<Authority, BoxError> {
     let uri: Uri = text.parse()?;
     let parts = uri.into_parts();
     if parts.scheme.as_ref() == Some(&Scheme::HTTPS) {

@@ -1,4 +1,4 @@
-//! How experiments run: each combination of setting, policy and seed is a job with a clock of its own.
+//! Runs the experiments. Each combination of setting, policy and seed is a job with its own clock.
 
 use std::{
     future::Future,
@@ -13,7 +13,7 @@ use std::{
 
 use tokio::runtime::Builder;
 
-/// Runs all jobs on all processors, and gives the results in the order of the jobs.
+/// Runs all jobs on all processors and returns the results in the order of the jobs.
 pub(crate) fn run_all<J: Sync, R: Send>(
     title: &str,
     jobs: &[J],
@@ -22,30 +22,32 @@ pub(crate) fn run_all<J: Sync, R: Send>(
     let (next, finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || {
         let mut results = Vec::new();
-        while let Some((index, job)) = take(&next, jobs) {
+        while let Some((index, job)) = take_next(&next, jobs) {
             results.push((index, run(job)));
             let finished = finished.fetch_add(1, Ordering::Relaxed) + 1;
-            show_progress(title, finished, jobs.len());
+            print_progress(title, finished, jobs.len());
         }
         results
     };
-    let mut results = on_all_processors(work);
+    let mut results = run_on_all_processors(work);
     results.sort_by_key(|(index, _)| *index);
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Runs one experiment under a paused clock, which jumps to the next timer whenever nothing is left to
-/// do. All jitter, the layers' and the simulation's, comes from this thread's generator: a seed gives
-/// the same figures in each run.
+/// Runs one experiment under a paused clock, which advances to the next timer when all tasks are idle.
+///
+/// The layers and the simulation draw all random numbers from this thread's generator. A seed
+/// therefore determines all figures.
 pub(crate) fn simulate<F: Future>(seed: u64, experiment: F) -> F::Output {
     fastrand::seed(seed);
     let mut runtime = Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).build();
-    let runtime = runtime.expect("a runtime without I/O asks nothing of the system");
+    let runtime = runtime.expect("a runtime without I/O needs no system resources");
     runtime.block_on(experiment)
 }
 
-/// What the tasks of one experiment share. They run on one thread and hold it for no wait.
+/// Locks state that the tasks of one experiment share. They run on one thread and never hold the lock
+/// across an await point.
 pub(crate) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -55,12 +57,12 @@ pub(crate) fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     values.sum::<f64>() / count
 }
 
-fn take<'a, J>(next: &AtomicUsize, jobs: &'a [J]) -> Option<(usize, &'a J)> {
+fn take_next<'a, J>(next: &AtomicUsize, jobs: &'a [J]) -> Option<(usize, &'a J)> {
     let index = next.fetch_add(1, Ordering::Relaxed);
     jobs.get(index).map(|job| (index, job))
 }
 
-fn on_all_processors<R: Send>(work: impl Fn() -> Vec<R> + Sync) -> Vec<R> {
+fn run_on_all_processors<R: Send>(work: impl Fn() -> Vec<R> + Sync) -> Vec<R> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         let threads: Vec<_> = (0..processors).map(|_| scope.spawn(&work)).collect();
@@ -71,7 +73,7 @@ fn on_all_processors<R: Send>(work: impl Fn() -> Vec<R> + Sync) -> Vec<R> {
     })
 }
 
-fn show_progress(title: &str, finished: usize, jobs: usize) {
+fn print_progress(title: &str, finished: usize, jobs: usize) {
     let last = finished == jobs;
     if stderr().is_terminal() {
         let end = if last { "\n" } else { "" };

@@ -1,9 +1,9 @@
-//! Two storms and a drizzle: the layer and its peers in an outage, against a rate limit, and where
-//! attempts fail by chance.
+//! Simulations of the retry layer and its peers in three experiments: an outage, a rate limit and
+//! random failures.
 //!
-//! `cargo run --release --example storm` runs all three under tokio's paused clock with fixed seeds, so
-//! that each run prints the same figures, and draws `docs/storm.svg`. With `--check` it exits with 1
-//! where the layer misses a target.
+//! `cargo run --release --example storm` runs all experiments and draws `docs/storm.svg`. The clock is
+//! tokio's paused clock and the seeds are fixed: each run prints the same figures. With `--check` it
+//! exits with 1 if the layer misses a target.
 
 mod args;
 
@@ -32,8 +32,8 @@ use self::args::{Args, Experiment, USAGE};
 fn main() -> ExitCode {
     let args = match Args::from_env() {
         Ok(args) => args,
-        Err(mistake) => {
-            eprintln!("{mistake}\n\n{USAGE}");
+        Err(error) => {
+            eprintln!("{error}\n\n{USAGE}");
             return ExitCode::from(2);
         }
     };
@@ -47,26 +47,23 @@ fn main() -> ExitCode {
     }
 }
 
-/// Gives the targets that are missed.
+/// Runs the selected experiments. Returns a message for each missed target.
 fn run(args: &Args) -> Result<Vec<String>, Box<dyn Error>> {
     println!("seeds: {:?}\n", args.seeds);
-    let outage = show_if(args, Experiment::Outage, || outage::run(&args.seeds));
-    let ratelimit = show_if(args, Experiment::RateLimit, || {
+    let outage = run_if_selected(args, Experiment::Outage, || outage::run(&args.seeds));
+    let ratelimit = run_if_selected(args, Experiment::RateLimit, || {
         ratelimit::run(&args.seeds, &args.strategies())
     });
-    let independent = show_if(args, Experiment::Independent, || {
+    let random_failures = run_if_selected(args, Experiment::RandomFailures, || {
         random_failures::run(&args.seeds)
     });
     if args.only.is_none() {
-        let path = args
-            .picture
-            .clone()
-            .unwrap_or_else(picture_of_the_repository);
+        let path = args.picture.clone().unwrap_or_else(default_picture_path);
         let drawn = picture::draw(&path, &outage, &ratelimit);
         drawn.map_err(|error| format!("{}: {error}", path.display()))?;
         eprintln!("picture: {}", path.display());
     }
-    let missed = targets::missed(&outage, &ratelimit, &independent);
+    let missed = targets::find_missed(&outage, &ratelimit, &random_failures);
     if args.check {
         missed
             .iter()
@@ -75,20 +72,20 @@ fn run(args: &Args) -> Result<Vec<String>, Box<dyn Error>> {
     Ok(missed)
 }
 
-fn show_if<R: report::Row>(
+fn run_if_selected<R: report::Row>(
     args: &Args,
     experiment: Experiment,
     run: impl FnOnce() -> Vec<R>,
 ) -> Vec<R> {
-    if !args.wants(experiment) {
+    if !args.selects(experiment) {
         return Vec::new();
     }
     let rows = run();
-    report::show(&rows);
+    report::print_rows(&rows);
     rows
 }
 
-fn picture_of_the_repository() -> PathBuf {
+fn default_picture_path() -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "docs", "storm.svg"]
         .iter()
         .collect()

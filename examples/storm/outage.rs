@@ -1,14 +1,14 @@
-//! The first experiment: the network holds all packets for ten seconds, and delivers them then.
+//! The first experiment: an outage. The network holds all packets for ten seconds.
 //!
-//! After Bronson et al., "Metastable failures in distributed systems", HotOS 2021, §2.1. One FIFO server
-//! has 30 slots of 100 ms (300 requests/s); it does not notice that a client has given up, and works on.
-//! Clients time out after 1 s. From 30 s to 40 s the network holds all packets, requests and answers, and
-//! delivers them at 40 s; otherwise it takes no time. The run ends at 240 s.
+//! The setup follows Bronson et al., "Metastable failures in distributed systems", HotOS 2021, §2.1. A
+//! FIFO server has 30 slots of 100 ms each (300 requests/s). It does not notice client timeouts and
+//! completes all work. Clients time out after 1 s. The network has no latency, but holds all requests
+//! and responses sent from 30 s to 40 s and delivers them at 40 s. The run ends at 240 s.
 //!
-//! - peak: the most attempts sent in any second from 30 s to 60 s, over the offered rate
-//! - after: attempts over requests from 40 s to 100 s
-//! - recovery: from 40 s to the first of five seconds in a row in each of which the requests that
-//!   succeeded are at least 85 % of those that arrived; `never` where a seed had none until the end
+//! - peak: the maximum of attempts sent in a second from 30 s to 60 s, divided by the offered rate
+//! - after: attempts divided by requests, from 40 s to 100 s
+//! - recovery: the time from 40 s to the first of five consecutive seconds with a goodput of at least
+//!   85 % of the arrivals; `never` if a seed does not recover before the end
 
 use std::{
     cmp::Reverse,
@@ -25,27 +25,27 @@ use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
 
 use crate::{
     harness::{lock, mean, run_all, simulate},
-    policies::{Body, Client, Retrying, Server},
-    traffic::{Second, Traffic, offer},
+    policies::{Body, Client, PolicyKind, Server},
+    traffic::{Second, Traffic, send_requests},
 };
 
 const SLOTS: usize = 30;
-const WORK: Duration = Duration::from_millis(100);
+const SERVICE_TIME: Duration = Duration::from_millis(100);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 /// In seconds since the start.
-const HELD: Range<u64> = 30..40;
+const OUTAGE: Range<u64> = 30..40;
 const RUN: Duration = Duration::from_secs(240);
 
-const PEAK: Range<usize> = 30..60;
-const AFTER: Range<usize> = 40..100;
-const RECOVERED: usize = 5;
-const GOOD: f64 = 0.85;
+const PEAK_SECONDS: Range<usize> = 30..60;
+const AFTER_SECONDS: Range<usize> = 40..100;
+const RECOVERY_WINDOW: usize = 5;
+const RECOVERY_GOODPUT: f64 = 0.85;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Setting {
     pub(crate) rate: u32,
     pub(crate) clients: usize,
-    /// Of each request with all its attempts, outside of the retry layer.
+    /// The timeout of a request with all its attempts, applied outside of the retry layer.
     pub(crate) total_timeout: Option<Duration>,
 }
 
@@ -69,23 +69,23 @@ impl Setting {
         }
     }
 
-    fn policies(self) -> &'static [Retrying] {
+    fn policies(self) -> &'static [PolicyKind] {
         match self.total_timeout {
-            None => &Retrying::ALL,
-            Some(_) => &[Retrying::None, Retrying::Ours],
+            None => &PolicyKind::ALL,
+            Some(_) => &[PolicyKind::None, PolicyKind::Ours],
         }
     }
 }
 
-/// One setting and policy, over all seeds.
+/// The results of one setting and policy, over all seeds.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) setting: Setting,
-    pub(crate) policy: Retrying,
+    pub(crate) policy: PolicyKind,
     pub(crate) runs: Vec<Run>,
 }
 
-/// One seed.
+/// The results of one seed.
 #[derive(Debug)]
 pub(crate) struct Run {
     peak: f64,
@@ -107,24 +107,24 @@ impl Row {
         mean(self.runs.iter().map(|run| run.after))
     }
 
-    /// In seconds; `None` where any seed never recovered.
+    /// Returns the mean time to recover in seconds, or `None` if any seed never recovered.
     pub(crate) fn recovery(&self) -> Option<f64> {
         let recoveries: Option<Vec<_>> = self.runs.iter().map(|run| run.recovery).collect();
         recoveries.map(|recoveries| mean(recoveries.into_iter()))
     }
 
-    pub(crate) fn never_recovered(&self) -> usize {
+    pub(crate) fn runs_without_recovery(&self) -> usize {
         let recoveries = self.runs.iter().map(|run| run.recovery);
         recoveries.filter(Option::is_none).count()
     }
 
-    /// The mean of one figure in each second of the run.
-    pub(crate) fn by_second(&self, figure: fn(&Second) -> u32) -> Vec<f64> {
-        let in_second = |second: usize| {
-            let runs = self.runs.iter();
-            mean(runs.map(|run| run.seconds.get(second).map_or(0.0, |it| figure(it).into())))
+    /// Returns the mean of `count` in each second of the run.
+    pub(crate) fn mean_by_second(&self, count: fn(&Second) -> u32) -> Vec<f64> {
+        let mean_in_second = |index: usize| {
+            let seconds = self.runs.iter().map(|run| run.seconds.get(index));
+            mean(seconds.map(|second| second.map_or(0.0, |second| count(second).into())))
         };
-        (0..RUN.as_secs() as usize).map(in_second).collect()
+        (0..RUN.as_secs() as usize).map(mean_in_second).collect()
     }
 }
 
@@ -138,7 +138,7 @@ pub(crate) fn run(seeds: &[u64]) -> Vec<Row> {
         .flat_map(|row| seeds.iter().map(move |seed| (*row, *seed)))
         .collect();
     let runs = run_all("outage", &jobs, |((setting, policy), seed)| {
-        simulate(*seed, one_run(*setting, *policy))
+        simulate(*seed, run_once(*setting, *policy))
     });
     let mut runs = runs.into_iter();
     let row = |(setting, policy)| Row {
@@ -149,40 +149,45 @@ pub(crate) fn run(seeds: &[u64]) -> Vec<Row> {
     rows.into_iter().map(row).collect()
 }
 
-async fn one_run(setting: Setting, policy: Retrying) -> Run {
+async fn run_once(setting: Setting, policy: PolicyKind) -> Run {
     let traffic = Traffic::new();
-    let server = server(traffic.clone());
-    let client = || with_total_timeout(setting.total_timeout, policy.client(server.clone()));
-    let clients: Vec<_> = (0..setting.clients).map(|_| client()).collect();
-    offer(setting.rate, RUN, &clients, &traffic).await;
+    let server = build_server(traffic.clone());
+    let new_client = || {
+        let client = policy.build_client(server.clone());
+        add_total_timeout(setting.total_timeout, client)
+    };
+    let clients: Vec<_> = (0..setting.clients).map(|_| new_client()).collect();
+    send_requests(setting.rate, RUN, &clients, &traffic).await;
     let mut seconds = mem::take(&mut lock(&traffic).seconds);
     seconds.truncate(RUN.as_secs() as usize);
     Run {
-        peak: peak(&seconds) / f64::from(setting.rate),
-        after: after(&seconds),
-        recovery: recovery(&seconds),
+        peak: count_peak_attempts(&seconds) / f64::from(setting.rate),
+        after: measure_amplification_after(&seconds),
+        recovery: find_recovery(&seconds),
         seconds,
     }
 }
 
-fn peak(seconds: &[Second]) -> f64 {
-    let attempts = seconds[PEAK].iter().map(|second| second.attempts);
+fn count_peak_attempts(seconds: &[Second]) -> f64 {
+    let attempts = seconds[PEAK_SECONDS].iter().map(|second| second.attempts);
     attempts.max().unwrap_or_default().into()
 }
 
-fn after(seconds: &[Second]) -> f64 {
-    let sum = |figure: fn(&Second) -> u32| seconds[AFTER].iter().map(figure).sum::<u32>();
-    f64::from(sum(|it| it.attempts)) / f64::from(sum(|it| it.arrivals))
+fn measure_amplification_after(seconds: &[Second]) -> f64 {
+    let sum = |count: fn(&Second) -> u32| seconds[AFTER_SECONDS].iter().map(count).sum::<u32>();
+    f64::from(sum(|second| second.attempts)) / f64::from(sum(|second| second.arrivals))
 }
 
-fn recovery(seconds: &[Second]) -> Option<f64> {
-    let is_good = |it: &Second| f64::from(it.goodput) >= GOOD * f64::from(it.arrivals);
-    let mut spells = seconds[HELD.end as usize..].windows(RECOVERED);
-    let start = spells.position(|spell| spell.iter().all(is_good));
+fn find_recovery(seconds: &[Second]) -> Option<f64> {
+    let has_recovered = |second: &Second| {
+        f64::from(second.goodput) >= RECOVERY_GOODPUT * f64::from(second.arrivals)
+    };
+    let mut windows = seconds[OUTAGE.end as usize..].windows(RECOVERY_WINDOW);
+    let start = windows.position(|window| window.iter().all(has_recovered));
     start.map(|seconds| seconds as f64)
 }
 
-fn with_total_timeout(limit: Option<Duration>, client: Client) -> Client {
+fn add_total_timeout(limit: Option<Duration>, client: Client) -> Client {
     match limit {
         Some(limit) => ServiceBuilder::new()
             .timeout(limit)
@@ -192,14 +197,14 @@ fn with_total_timeout(limit: Option<Duration>, client: Client) -> Client {
     }
 }
 
-/// The server behind the network, as an attempt sees it.
-fn server(traffic: Arc<Mutex<Traffic>>) -> Server {
+/// Creates the service that an attempt calls: the network and the server, with the attempt timeout.
+fn build_server(traffic: Arc<Mutex<Traffic>>) -> Server {
     let backend = Arc::new(Mutex::new(Backend::new()));
     let send = move |_| {
-        lock(&traffic).now().attempts += 1;
-        let answered = lock(&backend).send(Instant::now());
+        lock(&traffic).current_second().attempts += 1;
+        let response_at = lock(&backend).send(Instant::now());
         async move {
-            sleep_until(answered).await;
+            sleep_until(response_at).await;
             Ok::<_, BoxError>(Response::new(Body::new()))
         }
     };
@@ -207,12 +212,14 @@ fn server(traffic: Arc<Mutex<Traffic>>) -> Server {
     service.service(service_fn(send)).boxed_clone()
 }
 
-/// The network and the server's queue, computed ahead: since no packet overtakes another, what is sent
-/// first is served first, and the time of its answer is known when it is sent.
+/// The network and the server's queue.
+///
+/// Packets stay in order and the queue is FIFO. The time of a response is therefore known when its
+/// request is sent.
 struct Backend {
     started: Instant,
-    /// When each slot has done all that it has been given so far.
-    free: BinaryHeap<Reverse<Instant>>,
+    /// The time at which each slot completes its queued work.
+    slots_free_at: BinaryHeap<Reverse<Instant>>,
 }
 
 impl Backend {
@@ -220,25 +227,25 @@ impl Backend {
         let started = Instant::now();
         Self {
             started,
-            free: vec![Reverse(started); SLOTS].into(),
+            slots_free_at: vec![Reverse(started); SLOTS].into(),
         }
     }
 
-    /// When the answer to what is sent at `now` reaches the client, if it still waits for it.
+    /// Queues a request sent at `now` and returns the time at which its response reaches the client.
     fn send(&mut self, now: Instant) -> Instant {
-        let arrived = self.delivered(now);
-        let Some(mut earliest) = self.free.peek_mut() else {
+        let arrives_at = self.delivery_time(now);
+        let Some(mut earliest) = self.slots_free_at.peek_mut() else {
             unreachable!("there are {SLOTS} slots");
         };
-        earliest.0 = earliest.0.max(arrived) + WORK;
+        earliest.0 = earliest.0.max(arrives_at) + SERVICE_TIME;
         let done = earliest.0;
         drop(earliest);
-        self.delivered(done)
+        self.delivery_time(done)
     }
 
-    fn delivered(&self, sent: Instant) -> Instant {
-        match HELD.contains(&(sent - self.started).as_secs()) {
-            true => self.started + Duration::from_secs(HELD.end),
+    fn delivery_time(&self, sent: Instant) -> Instant {
+        match OUTAGE.contains(&(sent - self.started).as_secs()) {
+            true => self.started + Duration::from_secs(OUTAGE.end),
             false => sent,
         }
     }

@@ -1,6 +1,7 @@
-//! Who is compared: the crate's own layer and its peers, each as it comes.
+//! The compared policies: this crate's layer and its peers, with default settings except as noted.
 //!
-//! All retry up to three times, with the same schedule: full jitter below 100 ms · 2ⁿ, at most 10 s.
+//! All retry up to three times. All use the same backoff: full jitter between 0 and 100 ms · 2ⁿ, at
+//! most 10 s.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,15 +25,15 @@ use tower_resilience_retry::{FnInterval, RetryBudgetBuilder, RetryBudgetConfigEr
 
 pub(crate) type Body = Empty<Bytes>;
 
-/// One attempt: the simulated server, with whatever stands between it and the retries.
+/// The simulated server and the layers inside the retry layer. A call is one attempt.
 pub(crate) type Server = BoxCloneService<Request<Body>, Response<Body>, BoxError>;
 
-/// One process that sends requests: all clones share one layer.
+/// A process that sends requests. All clones share one retry layer.
 pub(crate) type Client = BoxCloneService<Request<Body>, StatusCode, BoxError>;
 
-/// Who faces the outage and the independent failures.
+/// A policy in the experiments with an outage and with random failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Retrying {
+pub(crate) enum PolicyKind {
     None,
     Unbudgeted,
     Tower,
@@ -40,7 +41,7 @@ pub(crate) enum Retrying {
     Ours,
 }
 
-impl Retrying {
+impl PolicyKind {
     pub(crate) const ALL: [Self; 5] = [
         Self::None,
         Self::Unbudgeted,
@@ -59,18 +60,18 @@ impl Retrying {
         }
     }
 
-    pub(crate) fn client(self, server: Server) -> Client {
+    pub(crate) fn build_client(self, server: Server) -> Client {
         match self {
-            Self::None => client(server),
-            Self::Unbudgeted => ours(RetryPolicy::new().no_budget(), server),
-            Self::Tower => client(Retry::new(HandWritten::with_budget(), server)),
-            Self::TowerResilience => tower_resilience(server),
-            Self::Ours => ours(RetryPolicy::new(), server),
+            Self::None => box_client(server),
+            Self::Unbudgeted => wrap_in_ours(RetryPolicy::new().no_budget(), server),
+            Self::Tower => wrap_in_tower(TowerPolicy::with_budget(), server),
+            Self::TowerResilience => wrap_in_tower_resilience(server),
+            Self::Ours => wrap_in_ours(RetryPolicy::new(), server),
         }
     }
 }
 
-/// Who faces the rate limit.
+/// A strategy in the experiment with a rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strategy {
     Backoff,
@@ -99,43 +100,52 @@ impl Strategy {
         }
     }
 
-    pub(crate) fn client(self, server: Server) -> Client {
+    pub(crate) fn build_client(self, server: Server) -> Client {
         match self {
-            Self::Backoff => client(Retry::new(HandWritten::new(Wait::Backoff), server)),
-            Self::RetryAfter => client(Retry::new(HandWritten::new(Wait::RetryAfter), server)),
-            Self::Tower => client(Retry::new(HandWritten::with_budget(), server)),
-            Self::Ours => ours(RetryPolicy::new(), server),
-            Self::OursGate => ours(RetryPolicy::new().rate_gate(RateGate::new()), server),
+            Self::Backoff => wrap_in_tower(TowerPolicy::new(DelaySource::Backoff), server),
+            Self::RetryAfter => wrap_in_tower(TowerPolicy::new(DelaySource::RetryAfter), server),
+            Self::Tower => wrap_in_tower(TowerPolicy::with_budget(), server),
+            Self::Ours => wrap_in_ours(RetryPolicy::new(), server),
+            Self::OursGate => wrap_in_ours(RetryPolicy::new().rate_gate(RateGate::new()), server),
         }
     }
 }
 
-/// This crate's layer.
-fn ours(policy: RetryPolicy, server: Server) -> Client {
+/// Wraps the server in this crate's layer.
+fn wrap_in_ours(policy: RetryPolicy, server: Server) -> Client {
     let without_body = MapRequestBodyLayer::new(|_: ReplayBody<Body>| Body::new());
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy))
         .layer(without_body);
-    client(stack.service(server))
+    box_client(stack.service(server))
 }
 
-/// The layer of `tower-resilience-retry`, with its AIMD budget: its token bucket runs on the system's
-/// clock and would never refill here. Its own jitter cannot be seeded.
-fn tower_resilience(server: Server) -> Client {
+/// Wraps the server in tower's layer.
+fn wrap_in_tower(policy: TowerPolicy, server: Server) -> Client {
+    box_client(Retry::new(policy, server))
+}
+
+/// Wraps the server in the layer of `tower-resilience-retry`.
+///
+/// It uses the crate's AIMD budget: the token bucket runs on the system clock and would not refill
+/// under the paused clock. It uses this crate's jitter: its own cannot be seeded.
+fn wrap_in_tower_resilience(server: Server) -> Client {
     let layer = tower_resilience_retry::RetryLayer::builder()
         .max_attempts(MAX_RETRIES + 1)
-        .backoff(FnInterval::new(full_jitter))
-        .retry_on_response(is_worth_retrying)
-        .budget(aimd_budget().expect("its own defaults are valid"))
+        .backoff(FnInterval::new(draw_delay))
+        .retry_on_response(is_retryable)
+        .budget(build_aimd_budget().expect("the default settings are valid"))
         .build();
-    client(layer.layer(server))
+    box_client(layer.layer(server))
 }
 
-fn aimd_budget() -> Result<Arc<dyn tower_resilience_retry::RetryBudget>, RetryBudgetConfigError> {
+fn build_aimd_budget()
+-> Result<Arc<dyn tower_resilience_retry::RetryBudget>, RetryBudgetConfigError> {
     RetryBudgetBuilder::new().aimd().build()
 }
 
-fn client<S, R>(service: S) -> Client
+/// Reduces responses to their status and boxes the service.
+fn box_client<S, R>(service: S) -> Client
 where
     S: Service<Request<Body>, Response = Response<R>, Error = BoxError> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -148,50 +158,51 @@ where
 
 const MAX_RETRIES: usize = 3;
 
-/// What users of `tower::retry` write themselves.
+/// A policy for `tower::retry`, which leaves the policy to its users.
 #[derive(Clone)]
-struct HandWritten {
+struct TowerPolicy {
     retries: usize,
-    wait: Wait,
+    delay_source: DelaySource,
     budget: Option<Arc<TpsBudget>>,
 }
 
 #[derive(Clone, Copy)]
-enum Wait {
+enum DelaySource {
     Backoff,
     RetryAfter,
 }
 
-impl HandWritten {
-    fn new(wait: Wait) -> Self {
+impl TowerPolicy {
+    fn new(delay_source: DelaySource) -> Self {
         Self {
             retries: 0,
-            wait,
+            delay_source,
             budget: None,
         }
     }
 
-    /// With tower's budget as it comes.
+    /// Creates a policy with backoff and tower's default budget.
     fn with_budget() -> Self {
         Self {
             budget: Some(Arc::default()),
-            ..Self::new(Wait::Backoff)
+            ..Self::new(DelaySource::Backoff)
         }
     }
 
-    /// As tower's own example spends it: successes deposit, retries withdraw.
+    /// Deposits for a success, as in the documentation of `tower::retry`.
     fn deposit(&self) {
         if let Some(budget) = &self.budget {
             budget.deposit();
         }
     }
 
+    /// Withdraws for a retry. Returns `false` if the budget is exhausted.
     fn withdraw(&self) -> bool {
         self.budget.as_ref().is_none_or(|budget| budget.withdraw())
     }
 }
 
-impl<R, E> Policy<Request<Body>, Response<R>, E> for HandWritten {
+impl<R, E> Policy<Request<Body>, Response<R>, E> for TowerPolicy {
     type Future = Sleep;
 
     fn retry(
@@ -200,19 +211,19 @@ impl<R, E> Policy<Request<Body>, Response<R>, E> for HandWritten {
         result: &mut Result<Response<R>, E>,
     ) -> Option<Sleep> {
         let response = result.as_ref().ok();
-        if response.is_some_and(|response| !is_worth_retrying(response)) {
+        if response.is_some_and(|response| !is_retryable(response)) {
             self.deposit();
             return None;
         }
         if self.retries == MAX_RETRIES || !self.withdraw() {
             return None;
         }
-        let wait = match self.wait {
-            Wait::Backoff => full_jitter(self.retries),
-            Wait::RetryAfter => response.and_then(retry_after).unwrap_or_default(),
+        let delay = match self.delay_source {
+            DelaySource::Backoff => draw_delay(self.retries),
+            DelaySource::RetryAfter => response.and_then(parse_retry_after).unwrap_or_default(),
         };
         self.retries += 1;
-        Some(sleep(wait))
+        Some(sleep(delay))
     }
 
     fn clone_request(&mut self, request: &Request<Body>) -> Option<Request<Body>> {
@@ -220,18 +231,18 @@ impl<R, E> Policy<Request<Body>, Response<R>, E> for HandWritten {
     }
 }
 
-fn is_worth_retrying<R>(response: &Response<R>) -> bool {
+fn is_retryable<R>(response: &Response<R>) -> bool {
     let status = response.status();
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-/// The delay before retry `retry`, drawn independently of those before.
-fn full_jitter(retry: usize) -> Duration {
+/// Draws the delay before retry number `retry`, counted from 0, with full jitter.
+fn draw_delay(retry: usize) -> Duration {
     let mut delays = ExponentialBackoff::default().delays();
     delays.nth(retry).unwrap_or_default()
 }
 
-fn retry_after<R>(response: &Response<R>) -> Option<Duration> {
+fn parse_retry_after<R>(response: &Response<R>) -> Option<Duration> {
     let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
     seconds.parse().ok().map(Duration::from_secs)
 }

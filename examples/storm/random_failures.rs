@@ -1,9 +1,9 @@
 //! The third experiment: each attempt fails with a 500, independently of all others.
 //!
-//! 200 GETs a second from 20 clients for 60 s, each answered after 100 ms. All of them end.
+//! 20 clients send 200 GETs per second for 60 s. Each response takes 100 ms. All requests complete.
 //!
-//! - success: requests whose final result is a 200, over all requests
-//! - amplification: attempts over requests
+//! - success: requests with a 200 as the final result, divided by all requests
+//! - amplification: attempts divided by requests
 
 use std::{
     sync::{Arc, Mutex},
@@ -16,8 +16,8 @@ use tower::{BoxError, ServiceExt, service_fn};
 
 use crate::{
     harness::{lock, mean, run_all, simulate},
-    policies::{Body, Retrying, Server},
-    traffic::{Second, Traffic, offer},
+    policies::{Body, PolicyKind, Server},
+    traffic::{Second, Traffic, send_requests},
 };
 
 const RATE: u32 = 200;
@@ -26,11 +26,11 @@ const RUN: Duration = Duration::from_secs(60);
 const LATENCY: Duration = Duration::from_millis(100);
 const PROBABILITIES: [f64; 3] = [0.05, 0.10, 0.30];
 
-/// One probability and policy, as means over the seeds.
+/// The results of one probability and policy, as means over the seeds.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) p: f64,
-    pub(crate) policy: Retrying,
+    pub(crate) policy: PolicyKind,
     pub(crate) success: f64,
     pub(crate) amplification: f64,
 }
@@ -38,22 +38,22 @@ pub(crate) struct Row {
 pub(crate) fn run(seeds: &[u64]) -> Vec<Row> {
     let settings: Vec<_> = PROBABILITIES
         .iter()
-        .flat_map(|p| Retrying::ALL.map(|policy| (*p, policy)))
+        .flat_map(|p| PolicyKind::ALL.map(|policy| (*p, policy)))
         .collect();
     let jobs: Vec<_> = settings
         .iter()
         .flat_map(|setting| seeds.iter().map(move |seed| (*setting, *seed)))
         .collect();
     let runs = run_all("independent failures", &jobs, |((p, policy), seed)| {
-        simulate(*seed, one_run(*p, *policy))
+        simulate(*seed, run_once(*p, *policy))
     });
     let by_setting = settings.into_iter().zip(runs.chunks(seeds.len()));
     by_setting
-        .map(|(setting, runs)| row(setting, runs))
+        .map(|(setting, runs)| average(setting, runs))
         .collect()
 }
 
-fn row((p, policy): (f64, Retrying), runs: &[Run]) -> Row {
+fn average((p, policy): (f64, PolicyKind), runs: &[Run]) -> Row {
     Row {
         p,
         policy,
@@ -67,31 +67,31 @@ struct Run {
     amplification: f64,
 }
 
-async fn one_run(p: f64, policy: Retrying) -> Run {
+async fn run_once(p: f64, policy: PolicyKind) -> Run {
     let traffic = Traffic::new();
-    let server = server(p, traffic.clone());
+    let server = build_server(p, traffic.clone());
     let clients: Vec<_> = (0..CLIENTS)
-        .map(|_| policy.client(server.clone()))
+        .map(|_| policy.build_client(server.clone()))
         .collect();
-    offer(RATE, RUN, &clients, &traffic).await;
-    let longest_request = Duration::from_secs(60);
-    sleep(longest_request).await;
+    send_requests(RATE, RUN, &clients, &traffic).await;
+    let max_request_duration = Duration::from_secs(60);
+    sleep(max_request_duration).await;
 
     let traffic = lock(&traffic);
-    let sum = |figure: fn(&Second) -> u32| {
-        let figures = traffic.seconds.iter().map(figure);
-        f64::from(figures.sum::<u32>())
+    let sum = |count: fn(&Second) -> u32| {
+        let counts = traffic.seconds.iter().map(count);
+        f64::from(counts.sum::<u32>())
     };
-    let arrivals = sum(|it| it.arrivals);
+    let arrivals = sum(|second| second.arrivals);
     Run {
-        success: sum(|it| it.goodput) / arrivals,
-        amplification: sum(|it| it.attempts) / arrivals,
+        success: sum(|second| second.goodput) / arrivals,
+        amplification: sum(|second| second.attempts) / arrivals,
     }
 }
 
-fn server(p: f64, traffic: Arc<Mutex<Traffic>>) -> Server {
+fn build_server(p: f64, traffic: Arc<Mutex<Traffic>>) -> Server {
     let send = move |_| {
-        lock(&traffic).now().attempts += 1;
+        lock(&traffic).current_second().attempts += 1;
         async move {
             sleep(LATENCY).await;
             let mut response = Response::new(Body::new());

@@ -1,14 +1,15 @@
-//! The second experiment: 200 workers against 100 requests a second.
+//! The second experiment: 200 workers and a limit of 100 requests per second.
 //!
-//! The server counts requests in fixed windows of one second, whose offset from the start of the run
-//! hangs on the seed, and answers what is beyond the quota with `429` and `Retry-After: 1`; 10 ms each
-//! way. Each worker sends one request after the other, up to 4 attempts each, for 60 s; what is under way
-//! then is not counted. The quota of a changing server changes at 30 s, within a window that is open.
+//! The server counts requests in fixed windows of one second. The offset of the windows depends on the
+//! seed. The server rejects requests beyond the quota with `429` and `Retry-After: 1`. The network
+//! latency is 10 ms each way. Each worker sends requests sequentially for 60 s, with up to 4 attempts
+//! each. Requests in flight at the end are not counted. In the scenarios with a change, the quota
+//! changes at 30 s, within a window.
 //!
-//! - 429s for each success: as answered by the server
-//! - failed: calls whose final result is not a 200, over all calls that ended
-//! - quota used: 200s answered, over the seconds times the quota; because of the offset a run touches 61
-//!   windows, so that it can be up to 2 % above 1
+//! - 429s for each success: 429s divided by 200s, as sent by the server
+//! - failed: calls with a final result other than 200, divided by all completed calls
+//! - quota used: 200s sent, divided by the quota of the run; the offset makes a run touch 61 windows,
+//!   and the value can exceed 1 by up to 2 %
 
 use std::{
     sync::{Arc, Mutex},
@@ -27,10 +28,10 @@ use crate::{
 const WORKERS: usize = 200;
 const LATENCY: Duration = Duration::from_millis(10);
 const RUN: Duration = Duration::from_secs(60);
-const CHANGE: Duration = Duration::from_secs(30);
+const QUOTA_CHANGE: Duration = Duration::from_secs(30);
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// One setting and strategy, as means over the seeds.
+/// The results of one scenario and strategy, as means over the seeds.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) scenario: Scenario,
@@ -73,16 +74,16 @@ impl Scenario {
         }
     }
 
-    /// How many requests a window allows, so long after the start.
+    /// Returns the quota of a window, `elapsed` after the start of the run.
     fn quota(self, elapsed: Duration) -> u32 {
         match self {
-            Self::Halved if elapsed >= CHANGE => 50,
-            Self::Doubled if elapsed >= CHANGE => 200,
+            Self::Halved if elapsed >= QUOTA_CHANGE => 50,
+            Self::Doubled if elapsed >= QUOTA_CHANGE => 200,
             _ => 100,
         }
     }
 
-    /// How many requests the whole run allows.
+    /// Returns the quota of the whole run.
     fn total_quota(self) -> f64 {
         (0..RUN.as_secs())
             .map(|second| f64::from(self.quota(Duration::from_secs(second))))
@@ -109,31 +110,31 @@ pub(crate) fn run(seeds: &[u64], strategies: &[Strategy]) -> Vec<Row> {
         "rate limit",
         &jobs,
         |((scenario, headers, strategy), seed)| {
-            simulate(*seed, one_run(*scenario, *headers, *strategy))
+            simulate(*seed, run_once(*scenario, *headers, *strategy))
         },
     );
     let by_setting = settings.into_iter().zip(tallies.chunks(seeds.len()));
     by_setting
-        .map(|(setting, tallies)| row(setting, tallies))
+        .map(|(setting, tallies)| average(setting, tallies))
         .collect()
 }
 
-fn row((scenario, headers, strategy): (Scenario, bool, Strategy), tallies: &[Tally]) -> Row {
+fn average((scenario, headers, strategy): (Scenario, bool, Strategy), tallies: &[Tally]) -> Row {
     Row {
         scenario,
         headers,
         strategy,
-        rejected_per_ok: mean(tallies.iter().map(|it| it.rejected / it.accepted)),
-        failed: mean(tallies.iter().map(|it| it.failed_calls / it.calls)),
+        rejected_per_ok: mean(tallies.iter().map(|tally| tally.rejected / tally.accepted)),
+        failed: mean(tallies.iter().map(|tally| tally.failed_calls / tally.calls)),
         quota_used: mean(
             tallies
                 .iter()
-                .map(|it| it.accepted / scenario.total_quota()),
+                .map(|tally| tally.accepted / scenario.total_quota()),
         ),
     }
 }
 
-/// What is counted in one run; as numbers to be divided.
+/// The counts of one run, as `f64` for divisions.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     accepted: f64,
@@ -142,26 +143,26 @@ struct Tally {
     failed_calls: f64,
 }
 
-async fn one_run(scenario: Scenario, headers: bool, strategy: Strategy) -> Tally {
+async fn run_once(scenario: Scenario, headers: bool, strategy: Strategy) -> Tally {
     let limiter = Arc::new(Mutex::new(Limiter::new(scenario, headers)));
     let calls = Arc::new(Mutex::new(Tally::default()));
     for _ in 0..scenario.processes() {
-        let process = strategy.client(server(limiter.clone()));
+        let process = strategy.build_client(build_server(limiter.clone()));
         for _ in 0..WORKERS / scenario.processes() {
-            tokio::spawn(work(process.clone(), calls.clone()));
+            tokio::spawn(send_requests(process.clone(), calls.clone()));
         }
     }
     sleep(RUN).await;
-    let (answered, called) = (lock(&limiter).tally, *lock(&calls));
+    let (server_tally, client_tally) = (lock(&limiter).tally, *lock(&calls));
     Tally {
-        calls: called.calls,
-        failed_calls: called.failed_calls,
-        ..answered
+        calls: client_tally.calls,
+        failed_calls: client_tally.failed_calls,
+        ..server_tally
     }
 }
 
-/// Sends one request after the other, until the run ends.
-async fn work(client: Client, tally: Arc<Mutex<Tally>>) {
+/// Sends requests sequentially until the run ends.
+async fn send_requests(client: Client, tally: Arc<Mutex<Tally>>) {
     loop {
         let result = client.clone().oneshot(Request::new(Body::new())).await;
         let mut tally = lock(&tally);
@@ -172,25 +173,25 @@ async fn work(client: Client, tally: Arc<Mutex<Tally>>) {
     }
 }
 
-fn server(limiter: Arc<Mutex<Limiter>>) -> Server {
-    let answer = move |_| {
+fn build_server(limiter: Arc<Mutex<Limiter>>) -> Server {
+    let respond = move |_| {
         let limiter = limiter.clone();
         async move {
             sleep(LATENCY).await;
-            let response = lock(&limiter).answer(Instant::now());
+            let response = lock(&limiter).respond(Instant::now());
             sleep(LATENCY).await;
             Ok::<_, BoxError>(response)
         }
     };
-    service_fn(answer).boxed_clone()
+    service_fn(respond).boxed_clone()
 }
 
-/// A fixed window.
+/// A rate limiter with fixed windows.
 struct Limiter {
     scenario: Scenario,
     headers: bool,
     started: Instant,
-    /// How long the first window was open when the run started.
+    /// The age of the first window at the start of the run.
     offset: Duration,
     window: u64,
     used: u32,
@@ -210,7 +211,7 @@ impl Limiter {
         }
     }
 
-    fn answer(&mut self, now: Instant) -> Response<Body> {
+    fn respond(&mut self, now: Instant) -> Response<Body> {
         let elapsed = now - self.started;
         let window = ((elapsed + self.offset).as_nanos() / WINDOW.as_nanos()) as u64;
         if window != self.window {
@@ -223,27 +224,27 @@ impl Limiter {
             self.tally.accepted += 1.0;
         } else {
             self.tally.rejected += 1.0;
-            refuse(&mut response);
+            set_rejected(&mut response);
         }
         if self.headers {
-            state_limit(&mut response, quota, quota.saturating_sub(self.used));
+            set_rate_limit_headers(&mut response, quota, quota.saturating_sub(self.used));
         }
         response
     }
 }
 
-fn refuse(response: &mut Response<Body>) {
+fn set_rejected(response: &mut Response<Body>) {
     *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
     let seconds = WINDOW.as_secs().into();
     response.headers_mut().insert(RETRY_AFTER, seconds);
 }
 
-/// As in draft-ietf-httpapi-ratelimit-headers-10.
-fn state_limit(response: &mut Response<Body>, quota: u32, remaining: u32) {
+/// Sets the headers of draft-ietf-httpapi-ratelimit-headers-10.
+fn set_rate_limit_headers(response: &mut Response<Body>, quota: u32, remaining: u32) {
     let policy = format!("\"api\";q={quota};w=1");
     let state = format!("\"api\";r={remaining};t=1");
     for (name, value) in [("ratelimit-policy", policy), ("ratelimit", state)] {
-        let value = value.try_into().expect("quotes and digits are valid");
+        let value = value.try_into().expect("only visible ASCII characters");
         response.headers_mut().insert(name, value);
     }
 }

@@ -1,4 +1,4 @@
-//! The figures: one table an experiment for people, one line a row for machines.
+//! The printed results of each experiment: a table, and one machine-readable line for each row.
 
 use crate::{outage, random_failures, ratelimit};
 
@@ -13,7 +13,7 @@ pub(crate) trait Row {
 }
 
 /// Prints the table, then the lines.
-pub(crate) fn show<R: Row>(rows: &[R]) {
+pub(crate) fn print_rows<R: Row>(rows: &[R]) {
     println!("{}\n", R::TITLE);
     let mut table = vec![R::HEADINGS.iter().map(ToString::to_string).collect()];
     table.extend(rows.iter().map(Row::cells));
@@ -51,7 +51,7 @@ impl Row for outage::Row {
 
     fn cells(&self) -> Vec<String> {
         let total_timeout = self.setting.total_timeout;
-        let (never, runs) = (self.never_recovered(), self.runs.len());
+        let (never, runs) = (self.runs_without_recovery(), self.runs.len());
         vec![
             self.setting.rate.to_string(),
             self.setting.clients.to_string(),
@@ -100,7 +100,7 @@ impl Row for ratelimit::Row {
     fn cells(&self) -> Vec<String> {
         vec![
             self.scenario.name().into(),
-            yes_or_no(self.headers).into(),
+            format_bool(self.headers).into(),
             self.strategy.name().into(),
             format!("{:.3}", self.rejected_per_ok),
             format!("{:.2} %", 100.0 * self.failed),
@@ -113,7 +113,7 @@ impl Row for ratelimit::Row {
             "storm=ratelimit scenario={} headers={} strategy={} rejected_per_ok={:.3} \
              failed={:.4} quota_used={:.3}",
             self.scenario.name(),
-            yes_or_no(self.headers),
+            format_bool(self.headers),
             self.strategy.name(),
             self.rejected_per_ok,
             self.failed,
@@ -122,8 +122,8 @@ impl Row for ratelimit::Row {
     }
 }
 
-fn yes_or_no(it: bool) -> &'static str {
-    match it {
+fn format_bool(value: bool) -> &'static str {
+    match value {
         true => "yes",
         false => "no",
     }

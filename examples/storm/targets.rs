@@ -1,87 +1,90 @@
-//! What the crate's own layer has to reach, as means over at least five seeds.
+//! The targets of this crate's layer, as means over at least five seeds.
 
 use std::time::Duration;
 
 use crate::{
     outage::{self, Setting},
-    policies::{Retrying, Strategy},
+    policies::{PolicyKind, Strategy},
     random_failures,
     ratelimit::{self, Scenario},
     report::Row,
 };
 
-/// The targets of all experiments that are missed, each as a sentence.
-pub(crate) fn missed(
+/// Returns a message for each missed target of all experiments.
+pub(crate) fn find_missed(
     outage: &[outage::Row],
     ratelimit: &[ratelimit::Row],
-    independent: &[random_failures::Row],
+    random_failures: &[random_failures::Row],
 ) -> Vec<String> {
     let mut targets = Vec::new();
-    targets.extend(outage.iter().flat_map(|row| of_outage(row, outage)));
-    targets.extend(ratelimit.iter().flat_map(of_ratelimit));
-    targets.extend(independent.iter().flat_map(of_independent));
+    targets.extend(outage.iter().flat_map(|row| check_outage(row, outage)));
+    targets.extend(ratelimit.iter().flat_map(check_ratelimit));
+    targets.extend(random_failures.iter().flat_map(check_random_failures));
     targets.retain(|target| !target.reached);
-    targets.into_iter().map(|target| target.missed).collect()
+    targets.into_iter().map(|target| target.message).collect()
 }
 
 struct Target {
     reached: bool,
-    missed: String,
+    /// The message if the target is missed.
+    message: String,
 }
 
 impl Target {
-    fn at_most(row: &impl Row, what: &str, limit: f64, value: f64) -> Self {
+    fn at_most(row: &impl Row, figure: &str, limit: f64, value: f64) -> Self {
         Self {
             reached: value <= limit,
-            missed: format!("{what} {value:.4} is above {limit:.4}: {}", row.line()),
+            message: format!("{figure} {value:.4} is above {limit:.4}: {}", row.line()),
         }
     }
 
-    fn at_least(row: &impl Row, what: &str, limit: f64, value: f64) -> Self {
+    fn at_least(row: &impl Row, figure: &str, limit: f64, value: f64) -> Self {
         Self {
             reached: value >= limit,
-            missed: format!("{what} {value:.4} is below {limit:.4}: {}", row.line()),
+            message: format!("{figure} {value:.4} is below {limit:.4}: {}", row.line()),
         }
     }
 }
 
-fn of_outage(row: &outage::Row, all: &[outage::Row]) -> Vec<Target> {
-    const AT_HALF_PAST_ONE: Setting = Setting {
+fn check_outage(row: &outage::Row, all: &[outage::Row]) -> Vec<Target> {
+    const WITH_TOTAL_TIMEOUT: Setting = Setting {
         total_timeout: Some(Duration::from_millis(1500)),
         ..Setting::new(200, 20)
     };
     const BUSY: Setting = Setting::new(280, 20);
     const COMMON: Setting = Setting::new(200, 20);
-    if row.policy != Retrying::Ours {
+    if row.policy != PolicyKind::Ours {
         return Vec::new();
     }
     match row.setting {
-        BUSY => vec![recovers_as_without_retries(row, all)],
-        COMMON | AT_HALF_PAST_ONE => vec![
+        BUSY => vec![check_recovery(row, all)],
+        COMMON | WITH_TOTAL_TIMEOUT => vec![
             Target::at_most(row, "peak", 1.5, row.peak()),
             Target::at_most(row, "highest peak", 1.7, row.highest_peak()),
             Target::at_most(row, "amplification after", 1.05, row.after()),
-            recovers_as_without_retries(row, all),
+            check_recovery(row, all),
         ],
         _ => Vec::new(),
     }
 }
 
-fn recovers_as_without_retries(row: &outage::Row, all: &[outage::Row]) -> Target {
-    let floor = |it: &&outage::Row| it.policy == Retrying::None && it.setting == row.setting;
-    let floor = all.iter().find(floor).and_then(outage::Row::recovery);
-    let limit = 1.1 * floor.unwrap_or(f64::INFINITY);
+/// Checks that the recovery takes at most 10 % longer than without retries.
+fn check_recovery(row: &outage::Row, all: &[outage::Row]) -> Target {
+    let mut baselines = all.iter().filter(|other| other.policy == PolicyKind::None);
+    let baseline = baselines.find(|other| other.setting == row.setting);
+    let baseline = baseline.and_then(outage::Row::recovery);
+    let limit = 1.1 * baseline.unwrap_or(f64::INFINITY);
     let recovery = row.recovery().unwrap_or(f64::INFINITY);
     Target {
         reached: recovery.is_finite() && recovery <= limit,
-        missed: format!(
+        message: format!(
             "recovery {recovery:.1} s is above {limit:.1} s: {}",
             row.line()
         ),
     }
 }
 
-fn of_ratelimit(row: &ratelimit::Row) -> Vec<Target> {
+fn check_ratelimit(row: &ratelimit::Row) -> Vec<Target> {
     if row.strategy != Strategy::OursGate {
         return Vec::new();
     }
@@ -102,17 +105,17 @@ fn of_ratelimit(row: &ratelimit::Row) -> Vec<Target> {
     ]
 }
 
-fn of_independent(row: &random_failures::Row) -> Vec<Target> {
-    let least = match row.p {
+fn check_random_failures(row: &random_failures::Row) -> Vec<Target> {
+    let min = match row.p {
         0.05 => 0.999,
         0.10 => 0.997,
         _ => return Vec::new(),
     };
     match row.policy {
-        Retrying::Ours => vec![Target::at_least(
+        PolicyKind::Ours => vec![Target::at_least(
             row,
             "share of successes",
-            least,
+            min,
             row.success,
         )],
         _ => Vec::new(),

@@ -1,4 +1,4 @@
-//! Open-loop load: requests arrive whatever became of those before, and are counted by the second.
+//! Open-loop load: arrivals do not depend on earlier responses. Counts are recorded for each second.
 
 use std::{
     sync::{Arc, Mutex},
@@ -14,7 +14,7 @@ use crate::{
     policies::{Body, Client},
 };
 
-/// What happened in each second since the start.
+/// The counts of each second since the start.
 #[derive(Debug)]
 pub(crate) struct Traffic {
     started: Instant,
@@ -25,7 +25,7 @@ pub(crate) struct Traffic {
 pub(crate) struct Second {
     pub(crate) arrivals: u32,
     pub(crate) attempts: u32,
-    /// Requests that ended in a success.
+    /// Requests that succeeded.
     pub(crate) goodput: u32,
 }
 
@@ -37,8 +37,8 @@ impl Traffic {
         }))
     }
 
-    /// The second that it is now.
-    pub(crate) fn now(&mut self) -> &mut Second {
+    /// Returns the counts of the current second.
+    pub(crate) fn current_second(&mut self) -> &mut Second {
         let second = self.started.elapsed().as_secs() as usize;
         if second >= self.seconds.len() {
             self.seconds.resize(second + 1, Second::default());
@@ -47,33 +47,33 @@ impl Traffic {
     }
 }
 
-/// Sends Poisson arrivals of GETs for so long, each through one of `clients`.
-pub(crate) async fn offer(
+/// Sends GETs with Poisson arrivals for `duration`, each through a random one of `clients`.
+pub(crate) async fn send_requests(
     rate: u32,
     duration: Duration,
     clients: &[Client],
     traffic: &Arc<Mutex<Traffic>>,
 ) {
     let end = Instant::now() + duration;
-    let mut arrival = Instant::now() + interarrival(rate);
+    let mut arrival = Instant::now() + draw_interarrival_time(rate);
     while arrival < end {
         sleep_until(arrival).await;
         let client = clients[fastrand::usize(..clients.len())].clone();
-        tokio::spawn(request(client, traffic.clone()));
-        arrival += interarrival(rate);
+        tokio::spawn(send_request(client, traffic.clone()));
+        arrival += draw_interarrival_time(rate);
     }
     sleep_until(end).await;
 }
 
-fn interarrival(rate: u32) -> Duration {
+fn draw_interarrival_time(rate: u32) -> Duration {
     let mean = Duration::from_secs(1) / rate;
     mean.mul_f64(-(1.0 - fastrand::f64()).ln())
 }
 
-async fn request(client: Client, traffic: Arc<Mutex<Traffic>>) {
-    lock(&traffic).now().arrivals += 1;
+async fn send_request(client: Client, traffic: Arc<Mutex<Traffic>>) {
+    lock(&traffic).current_second().arrivals += 1;
     let result = client.oneshot(Request::new(Body::new())).await;
     if let Ok(StatusCode::OK) = result {
-        lock(&traffic).now().goodput += 1;
+        lock(&traffic).current_second().goodput += 1;
     }
 }

@@ -1,11 +1,11 @@
-//! A real HTTP server on a free loopback port that answers by a script, in the words of the
-//! documented contract.
+//! A mock HTTP server on a free loopback port. It returns scripted responses with the error bodies of
+//! the documented contract.
 
 use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -15,16 +15,17 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpSocket};
 
-/// What the server answers to one request.
+/// A scripted response.
 #[derive(Clone, Debug)]
-pub(crate) struct Answer {
+pub(crate) struct MockResponse {
     status: StatusCode,
     headers: HeaderMap,
     body: Bytes,
 }
 
-impl Answer {
-    /// An answer with the error object that such a status has, or with a plain success.
+impl MockResponse {
+    /// Creates a response with the error object for `status`, or with a list of accounts if `status`
+    /// is a success.
     pub(crate) fn new(status: StatusCode) -> Self {
         let body = match status.canonical_reason() {
             Some(reason) if !status.is_success() => {
@@ -40,7 +41,7 @@ impl Answer {
         }
     }
 
-    /// An answer with the OAuth error object of an access token that has expired.
+    /// Creates a response with the OAuth error object for an expired access token.
     pub(crate) fn expired_token(status: StatusCode) -> Self {
         Self {
             body: Bytes::from_static(
@@ -50,7 +51,7 @@ impl Answer {
         }
     }
 
-    /// The same answer with one more header.
+    /// Adds a header.
     pub(crate) fn header(mut self, name: HeaderName, value: &'static str) -> Self {
         self.headers.append(name, HeaderValue::from_static(value));
         self
@@ -66,66 +67,42 @@ impl Answer {
     }
 }
 
-/// The server: bound from the start, listening when it is told to.
-pub(crate) struct Server {
+/// A server that owns its port from the start and accepts connections after a call of
+/// [`listen`](Self::listen).
+pub(crate) struct MockServer {
     socket: TcpSocket,
     address: SocketAddr,
-    state: Arc<State>,
+    state: Arc<ServerState>,
 }
 
-/// What the server has seen, for as long as anybody asks.
-pub(crate) struct State {
-    script: Vec<Answer>,
-    bodies: Mutex<Vec<Bytes>>,
-}
-
-impl State {
-    /// The bodies of the requests that arrived whole, in order.
-    pub(crate) fn bodies(&self) -> Vec<Bytes> {
-        self.lock().clone()
-    }
-
-    /// The answer to the request with this body: the script's next, and at its end the last again.
-    fn answer(&self, body: Bytes) -> Option<Answer> {
-        let mut bodies = self.lock();
-        bodies.push(body);
-        let answer = self.script.get(bodies.len() - 1);
-        answer.or(self.script.last()).cloned()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Bytes>> {
-        self.bodies.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Server {
-    /// Takes a free port, on which a connection is refused as long as nobody listens.
-    pub(crate) fn bind(script: Vec<Answer>) -> io::Result<Self> {
+impl MockServer {
+    /// Binds a free port. The system refuses connections to it until the server listens.
+    pub(crate) fn bind(script: Vec<MockResponse>) -> io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         Ok(Self {
             address: socket.local_addr()?,
             socket,
-            state: Arc::new(State {
+            state: Arc::new(ServerState {
                 script,
                 bodies: Mutex::default(),
             }),
         })
     }
 
-    /// The address of `path` on this server.
+    /// Returns the URI of `path` on this server.
     pub(crate) fn uri(&self, path: &str) -> Result<Uri, http::Error> {
         let authority = self.address.to_string();
         let uri = Uri::builder().scheme("http").authority(authority);
         uri.path_and_query(path).build()
     }
 
-    /// What the server sees.
-    pub(crate) fn state(&self) -> Arc<State> {
+    /// Returns the state that the server shares with its connections.
+    pub(crate) fn state(&self) -> Arc<ServerState> {
         self.state.clone()
     }
 
-    /// Serves from now on.
+    /// Starts to accept connections, in the background.
     pub(crate) fn listen(self) -> io::Result<()> {
         let listener = self.socket.listen(64)?;
         tokio::spawn(accept(listener, self.state));
@@ -133,24 +110,49 @@ impl Server {
     }
 }
 
-async fn accept(listener: TcpListener, state: Arc<State>) {
+/// The script of a server and the requests received so far.
+pub(crate) struct ServerState {
+    script: Vec<MockResponse>,
+    bodies: Mutex<Vec<Bytes>>,
+}
+
+impl ServerState {
+    /// Returns the bodies of all requests that arrived complete, in order.
+    pub(crate) fn bodies(&self) -> Vec<Bytes> {
+        self.lock().clone()
+    }
+
+    /// Records a request and returns the next scripted response. The last one repeats.
+    fn next_response(&self, body: Bytes) -> Option<MockResponse> {
+        let mut bodies = self.lock();
+        bodies.push(body);
+        let response = self.script.get(bodies.len() - 1);
+        response.or(self.script.last()).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Bytes>> {
+        self.bodies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn accept(listener: TcpListener, state: Arc<ServerState>) {
     while let Ok((stream, _)) = listener.accept().await {
         let state = state.clone();
         let service = service_fn(move |request| respond(state.clone(), request));
         let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-        // A connection that breaks is the client's to report.
+        // The client reports connection errors.
         tokio::spawn(async { drop(connection.await) });
     }
 }
 
 async fn respond(
-    state: Arc<State>,
+    state: Arc<ServerState>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let answer = match request.into_body().collect().await {
-        Ok(body) => state.answer(body.to_bytes()),
-        Err(_) => Some(Answer::new(StatusCode::BAD_REQUEST)),
+    let response = match request.into_body().collect().await {
+        Ok(body) => state.next_response(body.to_bytes()),
+        Err(_) => Some(MockResponse::new(StatusCode::BAD_REQUEST)),
     };
-    let answer = answer.unwrap_or_else(|| Answer::new(StatusCode::NOT_FOUND));
-    Ok(answer.into_response())
+    let response = response.unwrap_or_else(|| MockResponse::new(StatusCode::NOT_FOUND));
+    Ok(response.into_response())
 }

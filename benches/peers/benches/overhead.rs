@@ -1,24 +1,25 @@
-//! What the layer adds to a call, beside the retries of two HTTP clients: `reqwest-retry`, a middleware
-//! of `reqwest-middleware`, and `cf-gears-toolkit-http`, whose retries are a tower layer of its own.
+//! Measures the overhead of the layer, compared with the retries of two HTTP clients: `reqwest-retry`, a
+//! middleware of `reqwest-middleware`, and `cf-gears-toolkit-http`, whose retries are a tower layer.
 //!
-//! Cases, requests, and how it is measured are those of the crate's bench `overhead`. There is no
-//! network: in place of the client below the retries stands what answers at once, in that client's types,
-//! and from each figure that of the same without retries is taken away.
+//! The cases, the requests and the method are those of the crate's bench `overhead`. There is no network:
+//! a service with the types of the client responds immediately. The figures of the same service without
+//! retries are subtracted.
 //!
-//! The same for everybody: requests and answers, three retries at the most, no wait in `retry`, and a
-//! timer even then. Not the same:
+//! All candidates use the same requests and responses, at most three retries, and a delay of zero with a
+//! timer in `retry`. They differ in the following:
 //!
-//! - This crate and `cf-gears-toolkit-http` read a refusal to its end, so that its connection can be used
-//!   again; `reqwest-retry` drops it.
-//! - Neither of the peers has a budget, a limit to what is kept of a body, or (as measured here) a span.
-//! - `cf-gears-toolkit-http` is its layer alone: that client's stack, which keeps it in boxes and behind
-//!   a buffer's task, is left out. Beside it, this crate's layer stands around the same service.
-//! - `reqwest-retry` works on reqwest's requests, so that each of the two has a service and a bare figure
-//!   of its own. This crate's wraps the body for reqwest, as it has to, and that counts; the conversion
-//!   from `http::Request` to reqwest's does not, which the bare service needs as well. For
-//!   `reqwest-retry`, neither does what `reqwest-middleware` itself takes: the bare client has it too.
+//! - This crate and `cf-gears-toolkit-http` read the body of a 429 to its end, to reuse the connection.
+//!   `reqwest-retry` drops it.
+//! - The peers have no budget, no limit for buffered bodies and (as measured here) no spans.
+//! - Of `cf-gears-toolkit-http`, only the retry layer is measured, without the boxes and the buffer task
+//!   of the client's stack. This crate's layer wraps the same service.
+//! - `reqwest-retry` works on reqwest's requests. The comparison therefore has two services and two bare
+//!   figures. This crate's figure includes the conversion of the body for reqwest, which its users need.
+//!   It does not include the conversion from `http::Request` to reqwest's request, which the bare service
+//!   needs as well. The figure of `reqwest-retry` does not include the cost of `reqwest-middleware`,
+//!   which the bare client has too.
 //!
-//! `cargo bench -p peers` runs all cases; names behind `--` choose among them.
+//! `cargo bench -p peers` runs all cases. Names after `--` select cases.
 
 #[path = "../../support/measure.rs"]
 mod measure;
@@ -39,7 +40,7 @@ use tower_http_retry::{RetryLayer, RetryPolicy, backoff_fn};
 
 use self::{
     measure::{Candidates, Case, Cost},
-    traffic::{Body, Traffic, answer},
+    traffic::{Body, Traffic, respond},
 };
 
 fn main() -> Result<(), BoxError> {
@@ -53,15 +54,25 @@ fn report(case: &Case) -> Result<(), BoxError> {
     let costs = candidates.measure()?;
 
     let costs: Vec<_> = costs.into_iter().map(|(_, cost)| cost).collect();
-    let [a, ours_a, toolkit, b, ours_b, c, reqwest] = costs[..] else {
-        return Err("not as many candidates as were added".into());
+    let [
+        bare,
+        ours,
+        toolkit,
+        reqwest_bare,
+        reqwest_ours,
+        middleware_bare,
+        reqwest_retry,
+    ] = costs[..]
+    else {
+        return Err("unexpected number of candidates".into());
     };
-    print("cf-gears-toolkit-http", case, ours_a - a, toolkit - a);
-    print("reqwest-retry", case, ours_b - b, reqwest - c);
+    print_costs("cf-gears-toolkit-http", case, ours - bare, toolkit - bare);
+    let ours = reqwest_ours - reqwest_bare;
+    print_costs("reqwest-retry", case, ours, reqwest_retry - middleware_bare);
     Ok(())
 }
 
-fn print(peer: &str, case: &Case, ours: Cost, theirs: Cost) {
+fn print_costs(peer: &str, case: &Case, ours: Cost, theirs: Cost) {
     let ratio = ours.ns / theirs.ns;
     println!(
         "overhead peer={peer} case={} ours_ns={:.0} peer_ns={:.0} ratio={ratio:.2} \
@@ -70,8 +81,8 @@ fn print(peer: &str, case: &Case, ours: Cost, theirs: Cost) {
     );
 }
 
-/// This crate's layer, with no wait where there is a retry.
-fn ours(traffic: Traffic) -> RetryLayer {
+/// Creates this crate's layer, with a delay of zero in `retry`.
+fn build_ours(traffic: Traffic) -> RetryLayer {
     let policy = RetryPolicy::new();
     RetryLayer::new(match traffic {
         Traffic::Get | Traffic::Post => policy,
@@ -79,7 +90,7 @@ fn ours(traffic: Traffic) -> RetryLayer {
     })
 }
 
-/// The bare service, this crate's layer, and that of `cf-gears-toolkit-http`.
+/// Adds the bare service, this crate's layer and the layer of `cf-gears-toolkit-http`.
 fn add_toolkit_http(candidates: &mut Candidates<'_>, traffic: Traffic) {
     let mut config = RetryConfig::default();
     if traffic == Traffic::Retry {
@@ -88,34 +99,35 @@ fn add_toolkit_http(candidates: &mut Candidates<'_>, traffic: Traffic) {
     }
     let theirs = toolkit_http::RetryLayer::new(config);
     let request = Traffic::request::<Body>;
-    candidates.add_bare(request, service_fn(toolkit_answer::<Body>));
+    candidates.add_bare(request, service_fn(respond_for_toolkit::<Body>));
     candidates.add(
         "ours",
         request,
-        ours(traffic).layer(service_fn(toolkit_answer)),
+        build_ours(traffic).layer(service_fn(respond_for_toolkit)),
     );
     candidates.add(
         "toolkit",
         request,
-        theirs.layer(service_fn(toolkit_answer::<Body>)),
+        theirs.layer(service_fn(respond_for_toolkit::<Body>)),
     );
 }
 
-async fn toolkit_answer<B>(request: Request<B>) -> Result<Response<ResponseBody>, HttpError>
+async fn respond_for_toolkit<B>(request: Request<B>) -> Result<Response<ResponseBody>, HttpError>
 where
     B: http_body::Body<Data = Bytes>,
 {
-    let Ok(response) = answer(request).await;
+    let Ok(response) = respond(request).await;
     Ok(response.map(|body| body.map_err(|never| match never {}).boxed()))
 }
 
-/// The bare service and this crate's layer, then the bare client and that with `reqwest-retry`.
+/// Adds the bare service and this crate's layer, then the bare client and the client with
+/// `reqwest-retry`.
 fn add_reqwest_retry(candidates: &mut Candidates<'_>, traffic: Traffic) {
     let request = Traffic::request::<reqwest::Body>;
-    let service = service_fn(reqwest_answer);
+    let service = service_fn(respond_for_reqwest);
     candidates.add_bare(request, service);
-    let under_ours = MapRequestBody::new(service, reqwest::Body::wrap);
-    candidates.add("ours", request, ours(traffic).layer(under_ours));
+    let replay_service = MapRequestBody::new(service, reqwest::Body::wrap);
+    candidates.add("ours", request, build_ours(traffic).layer(replay_service));
 
     let backoff = ExponentialBackoff::builder();
     let backoff = match traffic {
@@ -125,32 +137,35 @@ fn add_reqwest_retry(candidates: &mut Candidates<'_>, traffic: Traffic) {
     let theirs = RetryTransientMiddleware::new_with_policy(backoff.build_with_max_retries(3));
     let bare = ClientBuilder::new(reqwest::Client::new());
     let client = ClientBuilder::new(reqwest::Client::new()).with(theirs);
-    candidates.add_bare(reqwest_request, execute(bare.with(Answer).build()));
+    candidates.add_bare(
+        build_reqwest_request,
+        into_service(bare.with(ImmediateResponse).build()),
+    );
     candidates.add(
         "reqwest-retry",
-        reqwest_request,
-        execute(client.with(Answer).build()),
+        build_reqwest_request,
+        into_service(client.with(ImmediateResponse).build()),
     );
 }
 
-async fn reqwest_answer(
+async fn respond_for_reqwest(
     request: Request<reqwest::Body>,
 ) -> Result<Response<reqwest::Body>, Infallible> {
-    let Ok(response) = answer(request).await;
+    let Ok(response) = respond(request).await;
     Ok(response.map(reqwest::Body::wrap))
 }
 
-fn reqwest_request(traffic: Traffic) -> reqwest::Request {
+fn build_reqwest_request(traffic: Traffic) -> reqwest::Request {
     let request = traffic.request::<reqwest::Body>();
     let mut request = reqwest::Request::try_from(request).expect("a URL");
     if traffic != Traffic::Post {
-        // As a GET of reqwest's has it.
+        // A GET created by reqwest has no body.
         *request.body_mut() = None;
     }
     request
 }
 
-fn execute(
+fn into_service(
     client: ClientWithMiddleware,
 ) -> impl Service<reqwest::Request, Response = Response<reqwest::Body>, Error = reqwest_middleware::Error>
 {
@@ -161,11 +176,11 @@ fn execute(
     })
 }
 
-/// The end of the middlewares, in place of the client.
-struct Answer;
+/// The last middleware. It responds instead of the client.
+struct ImmediateResponse;
 
 #[async_trait::async_trait]
-impl Middleware for Answer {
+impl Middleware for ImmediateResponse {
     async fn handle(
         &self,
         mut request: reqwest::Request,
@@ -175,7 +190,7 @@ impl Middleware for Answer {
         let mut sent = Request::new(request.body_mut().take().unwrap_or_default());
         mem::swap(sent.method_mut(), request.method_mut());
         mem::swap(sent.headers_mut(), request.headers_mut());
-        let Ok(response) = reqwest_answer(sent).await;
+        let Ok(response) = respond_for_reqwest(sent).await;
         Ok(response.into())
     }
 }
