@@ -159,7 +159,6 @@ impl GiveUpReason {
             Self::BudgetExhausted => "budget_exhausted",
             Self::RateGated => "rate_gated",
             Self::Vetoed => "vetoed",
-            Self::ServiceNotReady => "service_not_ready",
         }
     }
 }
