@@ -1,7 +1,6 @@
 //! The layer against nginx and HAProxy, as seen by the caller and in the log of the server.
 
 #[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "the tests of the gateway use the rest")]
 mod support;
 
 mod haproxy;

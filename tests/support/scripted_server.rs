@@ -114,6 +114,13 @@ impl ScriptedServer {
             .collect()
     }
 
+    /// Returns the paths of the requests, in the order of their arrival.
+    pub fn paths(&self) -> Vec<String> {
+        let requests = self.state.requests.borrow();
+        let paths = requests.iter().map(|request| request.head.uri.path());
+        paths.map(str::to_owned).collect()
+    }
+
     /// Returns the bodies received completely, in the order in which their requests arrived.
     pub fn bodies(&self) -> Vec<Bytes> {
         let requests = self.state.requests.borrow();
