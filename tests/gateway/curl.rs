@@ -1,9 +1,10 @@
-//! curl, and what it got.
+//! Requests sent by curl.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
-use crate::support::{command, within};
+use crate::support::{programs::command, timeout::with_timeout};
 
+/// A response as curl received it.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) version: Version,
@@ -37,13 +38,14 @@ impl Reply {
     }
 }
 
+/// Runs curl with `arguments`. Panics if it fails.
 pub(crate) async fn curl(arguments: &[&str]) -> Reply {
     let mut curl = command("curl");
     curl.args(["-q", "-sS", "--noproxy", "*", "-D", "/dev/stderr"]);
-    let output = within(curl.args(arguments).output()).await.unwrap();
+    let output = with_timeout(curl.args(arguments).output()).await.unwrap();
     let heads = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{arguments:?}: {heads}");
-    // The last: before it there may be a 100.
+    // The last head, because a 100 may precede it.
     let (_, head) = heads.rsplit_once("HTTP/").expect("a response");
     Reply::new(head, output.stdout)
 }

@@ -3,23 +3,27 @@
 use http::Version;
 
 use crate::{
-    program::Gateway,
-    support::{command, installed, nginx::nginx, within},
+    process::Gateway,
+    support::{
+        nginx::nginx,
+        programs::{command, installed},
+        timeout::with_timeout,
+    },
 };
 
-/// Three retries leave a ten-thousandth of what is refused one time in ten.
+/// With one attempt in ten rejected, three retries leave one failed request in ten thousand.
 #[tokio::test]
-async fn of_a_tenth_that_is_refused_hardly_any_is_left() {
+async fn retries_hide_random_rejections_under_load() {
     if !installed(&["nginx", "wrk"]) {
         return;
     }
     let config = r#"
-        split_clients $request_id $refused { 10% 1; * 0; }
+        split_clients $request_id $rejected { 10% 1; * 0; }
         server {
             listen LISTEN;
             server_name front;
             keepalive_requests 1000000;
-            if ($refused) { return 429; }
+            if ($rejected) { return 429; }
             return 200 done;
         }
     "#;
@@ -28,21 +32,21 @@ async fn of_a_tenth_that_is_refused_hardly_any_is_left() {
     let gateway = Gateway::start(upstream.address(), &flags).await;
     let mut wrk = command("wrk");
     wrk.args(["-t1", "-c16", "-d2s", &gateway.uri("/")]);
-    let output = within(wrk.output()).await.unwrap();
+    let output = with_timeout(wrk.output()).await.unwrap();
     assert!(output.status.success());
     let report = String::from_utf8(output.stdout).unwrap();
     eprintln!("{report}");
 
-    let requests = number_before(&report, " requests in").expect("wrk counts requests");
+    let requests = number_before(&report, " requests in").expect("the number of requests");
     let failed = number_after(&report, "Non-2xx or 3xx responses: ").unwrap_or(0);
     assert!(!report.contains("Socket errors"), "{report}");
     assert!(requests >= 200, "{report}");
-    // The expectation ten times over; and a few, for when it is below one.
+    // Ten times the expected number, and a few more for a small number of requests.
     assert!(failed <= 5 + requests / 1000, "{report}");
 
     let log = upstream.log(requests).await;
-    let refused = log.iter().filter(|line| line.contains(" 429 ")).count();
-    let share = refused as f64 / log.len() as f64;
+    let rejected = log.iter().filter(|line| line.contains(" 429 ")).count();
+    let share = rejected as f64 / log.len() as f64;
     assert!((0.05..0.15).contains(&share), "{share} of {}", log.len());
 }
 

@@ -1,34 +1,39 @@
-//! HAProxy: its overdrafts, its `Retry-After`, its queue and its timeouts.
+//! HAProxy: its rate limit, its `Retry-After`, its queue, its timeouts and its restart.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
-use http::{Method, StatusCode};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-    sync::watch,
-};
+use http::{Method, StatusCode, Version};
+use tokio::sync::Notify;
 use tower::Layer;
 use tower_http_retry::{GiveUpReason, RetryLayer, Retryability};
 
 use crate::{
-    BOTH, client, get, patient, policy, post, retrying, send,
-    support::{Silent, haproxy::haproxy, installed, until, within},
+    CallResult, VERSIONS, client, get, persistent_client, policy, post, retrying_client, send,
+    support::{
+        haproxy::haproxy,
+        programs::installed,
+        scripted_server::{ScriptedServer, status},
+        silent_peer::SilentPeer,
+        timeout::{wait_until, with_timeout},
+    },
 };
 
-/// A frontend that keeps bodies for the log and counts the requests of each path, and that answers what
-/// passes `rules`. What follows belongs to it.
+/// Returns a frontend that logs bodies, counts the requests of each path, and responds with 200 to requests
+/// that pass `rules`.
 fn frontend(rules: &str) -> String {
     format!(
         r#"
-        backend seen
+        backend counters
             stick-table type string size 1k store http_req_cnt
         frontend front
             bind BIND
             declare capture request len 1000
             http-request capture req.body id 0
-            http-request track-sc0 path table seen
+            http-request track-sc0 path table counters
             {rules}
             http-request return status 200 content-type text/plain lf-string "got %[req.body]"
         "#
@@ -36,21 +41,21 @@ fn frontend(rules: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_denied_post_is_sent_again_until_it_is_let_in() {
+async fn post_is_retried_after_429() {
     if !installed(&["haproxy"]) {
         return;
     }
     let config = frontend("http-request deny deny_status 429 if { sc_http_req_cnt(0) le 2 }");
-    for version in BOTH {
+    for version in VERSIONS {
         let mut server = haproxy(version, &config).await;
         let uri = server.uri("/pay");
-        let call = post(&retrying(version), &uri, "amount=100").await;
+        let call = post(&retrying_client(version), &uri, "amount=100").await;
         assert_eq!(
             call.response(),
             (200, &b"got amount=100"[..]),
             "{version:?}"
         );
-        assert_eq!(call.ended(), (3, None), "{version:?}");
+        assert_eq!(call.attempts_and_reason(), (3, None), "{version:?}");
         let expected = [
             "front POST /pay 429 amount=100",
             "front POST /pay 429 amount=100",
@@ -61,7 +66,7 @@ async fn a_denied_post_is_sent_again_until_it_is_let_in() {
 }
 
 #[tokio::test]
-async fn a_retry_after_is_kept_to_however_it_was_added() {
+async fn retry_after_delays_retry() {
     if !installed(&["haproxy"]) {
         return;
     }
@@ -71,20 +76,20 @@ async fn a_retry_after_is_kept_to_however_it_was_added() {
         "http-after-response add-header Retry-After 1 if {{ status 429 }}
             http-request deny deny_status 429 {first}"
     );
-    // At the same time, for each takes its second.
-    let cases = BOTH.map(|version| [(version, &returned), (version, &added)]);
+    // In parallel, because each case takes a second.
+    let cases = VERSIONS.map(|version| [(version, &returned), (version, &added)]);
     let cases = cases.as_flattened().iter();
     join_all(cases.map(async |&(version, rules)| {
         let mut server = haproxy(version, &frontend(rules)).await;
-        let call = get(&retrying(version), &server.uri("/")).await;
+        let call = get(&retrying_client(version), &server.uri("/")).await;
         assert_eq!(
-            (call.status(), call.ended()),
+            (call.status(), call.attempts_and_reason()),
             (200, (2, None)),
             "{version:?}"
         );
-        let asked = Duration::from_secs(1);
+        let retry_after = Duration::from_secs(1);
         assert!(
-            call.outcome.total_delay() >= asked,
+            call.outcome.total_delay() >= retry_after,
             "{version:?}: {:?}",
             call.outcome
         );
@@ -95,45 +100,48 @@ async fn a_retry_after_is_kept_to_however_it_was_added() {
 }
 
 #[tokio::test]
-async fn a_retry_after_beyond_the_deadline_is_handed_to_the_caller() {
+async fn retry_after_beyond_deadline_gives_up() {
     if !installed(&["haproxy"]) {
         return;
     }
     let config = frontend("http-request return status 429 hdr Retry-After 3600 if TRUE");
-    for version in BOTH {
+    for version in VERSIONS {
         let mut server = haproxy(version, &config).await;
-        let call = get(&retrying(version), &server.uri("/")).await;
+        let call = get(&retrying_client(version), &server.uri("/")).await;
         assert_eq!(call.status(), 429, "{version:?}");
-        assert_eq!(call.ended(), (1, Some(GiveUpReason::DeadlineExceeded)));
+        assert_eq!(
+            call.attempts_and_reason(),
+            (1, Some(GiveUpReason::DeadlineExceeded))
+        );
         assert_eq!(call.outcome.retry_after(), Some(Duration::from_secs(3600)));
         assert_eq!(server.log(1).await.len(), 1, "{version:?}");
     }
 }
 
 #[tokio::test]
-async fn after_a_server_timeout_a_put_is_sent_again_whole_and_a_post_is_not() {
+async fn put_is_retried_after_server_timeout_and_post_is_not() {
     if !installed(&["haproxy"]) {
         return;
     }
-    for version in BOTH {
+    for version in VERSIONS {
         for (method, attempts) in [(Method::PUT, 2), (Method::POST, 1)] {
-            let mut silent = Silent::new();
+            let mut silent = SilentPeer::new();
             let config = format!(
                 "{}
                     use_backend slow
                 backend slow
                     timeout server 200ms
-                    server silent 127.0.0.1:{}",
+                    server silent {}",
                 frontend("http-request allow if { sc_http_req_cnt(0) eq 1 }"),
-                silent.port()
+                silent.address()
             );
             let mut server = haproxy(version, &config).await;
             let uri = server.uri("/account");
-            let call = send(&retrying(version), method.clone(), &uri, "name=Ann").await;
+            let call = send(&retrying_client(version), method.clone(), &uri, "name=Ann").await;
             assert_eq!(silent.connections(), 1, "{version:?} {method}");
             if attempts == 2 {
                 assert_eq!(call.response(), (200, &b"got name=Ann"[..]), "{version:?}");
-                assert_eq!(call.ended(), (2, None), "{version:?}");
+                assert_eq!(call.attempts_and_reason(), (2, None), "{version:?}");
                 let expected = [
                     "front PUT /account 504 name=Ann",
                     "front PUT /account 200 name=Ann",
@@ -141,7 +149,10 @@ async fn after_a_server_timeout_a_put_is_sent_again_whole_and_a_post_is_not() {
                 assert_eq!(server.log(2).await, expected, "{version:?}");
             } else {
                 assert_eq!(call.status(), 504, "{version:?}");
-                assert_eq!(call.ended(), (1, Some(GiveUpReason::NotIdempotent)));
+                assert_eq!(
+                    call.attempts_and_reason(),
+                    (1, Some(GiveUpReason::NotIdempotent))
+                );
                 let expected = ["front POST /account 504 name=Ann"];
                 assert_eq!(server.log(1).await, expected, "{version:?}");
             }
@@ -150,47 +161,50 @@ async fn after_a_server_timeout_a_put_is_sent_again_whole_and_a_post_is_not() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_surfaced_unless_the_policy_names_its_503() {
+async fn queue_timeout_503_is_retried_only_if_classified() {
     if !installed(&["haproxy"]) {
         return;
     }
-    for version in BOTH {
-        let (open, port) = origin().await;
+    for version in VERSIONS {
+        let release = Arc::new(Notify::new());
+        let origin = ScriptedServer::start([status(200).after(&release), status(200)]);
         let config = format!(
             "frontend front
                 bind BIND
                 default_backend narrow
             backend narrow
                 timeout queue 100ms
-                server origin 127.0.0.1:{port} maxconn 1"
+                server origin {} maxconn 1",
+            origin.address()
         );
         let mut server = haproxy(version, &config).await;
         let uri = server.uri("/");
         let first = tokio::spawn({
-            let (client, uri) = (retrying(version), uri.clone());
+            let (client, uri) = (retrying_client(version), uri.clone());
             async move { get(&client, &uri).await }
         });
-        until("the only place is taken", async || {
-            open.receiver_count() == 2
+        // The first call occupies the only connection to the origin.
+        origin.head(0).await;
+
+        let call = get(&retrying_client(version), &uri).await;
+        assert_eq!(call.status(), 503, "{version:?}");
+        assert_eq!(
+            call.attempts_and_reason(),
+            (1, Some(GiveUpReason::NotRetryable))
+        );
+
+        let second = tokio::spawn(async move { get_with_retry_after_503(version, &uri).await });
+        wait_until("the second call also gets a 503", async || {
+            server.logged().len() == 2
         })
         .await;
-
-        let call = get(&retrying(version), &uri).await;
-        assert_eq!(call.status(), 503, "{version:?}");
-        assert_eq!(call.ended(), (1, Some(GiveUpReason::NotRetryable)));
-
-        let second = tokio::spawn(async move {
-            let policy = policy().max_retries(1000).no_budget();
-            let status = StatusCode::SERVICE_UNAVAILABLE;
-            let policy = policy.classify_status(status, Retryability::IfIdempotent);
-            let client = RetryLayer::new(policy.unwrap()).layer(client(version));
-            get(&client, &uri).await
-        });
-        until("it is refused, too", async || server.logged().len() == 2).await;
-        open.send(true).unwrap();
-        let (first, second) = (within(first).await.unwrap(), within(second).await.unwrap());
+        release.notify_one();
+        let (first, second) = (
+            with_timeout(first).await.unwrap(),
+            with_timeout(second).await.unwrap(),
+        );
         assert_eq!(
-            (first.status(), first.ended()),
+            (first.status(), first.attempts_and_reason()),
             (200, (1, None)),
             "{version:?}"
         );
@@ -203,51 +217,41 @@ async fn a_full_queue_is_surfaced_unless_the_policy_names_its_503() {
     }
 }
 
-/// A server that answers once it is opened, and its port. Each connection is a receiver.
-async fn origin() -> (watch::Sender<bool>, u16) {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (open, opened) = watch::channel(false);
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut opened = opened.clone();
-            tokio::spawn(async move {
-                opened.wait_for(|open| *open).await.unwrap();
-                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-                stream.write_all(answer).await.unwrap();
-                // What is unread when it is closed would reset the connection.
-                let _ = stream.read(&mut [0; 1024]).await;
-            });
-        }
-    });
-    (open, port)
+async fn get_with_retry_after_503(version: Version, uri: &str) -> CallResult {
+    let policy = policy().max_retries(1000).no_budget();
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    let policy = policy.classify_status(status, Retryability::IfIdempotent);
+    let client = RetryLayer::new(policy.unwrap()).layer(client(version));
+    get(&client, uri).await
 }
 
 #[tokio::test]
-async fn a_proxy_that_is_restarted_is_not_noticed() {
+async fn restart_is_transparent() {
     if !installed(&["haproxy"]) {
         return;
     }
     let config = frontend("");
-    for version in BOTH {
+    for version in VERSIONS {
         let mut server = haproxy(version, &config).await;
-        let (client, failed) = patient(version);
+        let (client, failed) = persistent_client(version);
         let uri = server.uri("/");
         assert_eq!(get(&client, &uri).await.status(), 200, "{version:?}");
-        until("it is logged", async || server.logged().len() == 1).await;
+        wait_until("the first request is logged", async || {
+            server.logged().len() == 1
+        })
+        .await;
         server.stop("USR1").await;
         let calls = [Method::GET, Method::POST].map(|method| {
             let (client, uri) = (client.clone(), uri.clone());
             tokio::spawn(async move { send(&client, method, &uri, "money").await })
         });
-        until("both are refused", async || {
+        wait_until("both connections are refused", async || {
             failed.load(Ordering::SeqCst) == 2
         })
         .await;
         server.start().await;
         for call in calls {
-            let call = within(call).await.unwrap();
+            let call = with_timeout(call).await.unwrap();
             assert_eq!(call.response(), (200, &b"got money"[..]), "{version:?}");
         }
         let mut log = server.log(3).await;

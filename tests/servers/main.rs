@@ -1,5 +1,4 @@
-//! The layer against servers that are in use everywhere: what the caller notices, and what the server's
-//! own log says of it.
+//! The layer against nginx and HAProxy, as seen by the caller and in the log of the server.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -29,9 +28,9 @@ use tower_http_retry::{
     backoff_fn,
 };
 
-use support::within;
+use support::timeout::with_timeout;
 
-const BOTH: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
+const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
 
 type HttpClient = Client<HttpConnector, ReplayBody<Full<Bytes>>>;
 
@@ -43,23 +42,24 @@ fn client(version: Version) -> HttpClient {
         .build(connector)
 }
 
-/// The contract, with short waits.
+/// The default policy with short delays.
 fn policy() -> RetryPolicy {
     RetryPolicy::new().backoff(backoff_fn(|| iter::repeat(Duration::from_millis(20))))
 }
 
-fn retrying(version: Version) -> Retry<HttpClient> {
+fn retrying_client(version: Version) -> Retry<HttpClient> {
     RetryLayer::new(policy()).layer(client(version))
 }
 
-/// A client that waits for a server to come back, and how many of its requests have failed at first.
-fn patient(version: Version) -> (Retry<HttpClient>, Arc<AtomicUsize>) {
+/// Creates a client that retries until a server is back. Returns it with a counter of the requests whose
+/// first attempt failed.
+fn persistent_client(version: Version) -> (Retry<HttpClient>, Arc<AtomicUsize>) {
     let failed = Arc::new(AtomicUsize::new(0));
     let count = failed.clone();
     let policy = RetryPolicy::new()
         .max_retries(1000)
         .no_budget()
-        // A schedule is asked for by the first failure.
+        // The first failure of a request creates its backoff.
         .backoff(backoff_fn(move || {
             count.fetch_add(1, Ordering::SeqCst);
             iter::repeat(Duration::from_millis(20))
@@ -67,9 +67,9 @@ fn patient(version: Version) -> (Retry<HttpClient>, Arc<AtomicUsize>) {
     (RetryLayer::new(policy).layer(client(version)), failed)
 }
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Debug)]
-struct Sent {
+struct CallResult {
     result: Result<(StatusCode, Bytes), legacy::Error>,
     outcome: RetryOutcome,
 }
@@ -79,33 +79,33 @@ async fn send(
     method: Method,
     uri: &str,
     body: impl Into<Bytes>,
-) -> Sent {
+) -> CallResult {
     let handle = OutcomeHandle::new();
     let request = Request::builder().method(method).uri(uri);
     let mut request = request.body(Full::new(body.into())).unwrap();
     request.extensions_mut().insert(handle.clone());
-    let result = match within(client.clone().oneshot(request)).await {
+    let result = match with_timeout(client.clone().oneshot(request)).await {
         Ok(response) => {
             let status = response.status();
-            let body = within(response.into_body().collect()).await.unwrap();
+            let body = with_timeout(response.into_body().collect()).await.unwrap();
             Ok((status, body.to_bytes()))
         }
         Err(error) => Err(error),
     };
     let outcome = handle.get().unwrap();
-    Sent { result, outcome }
+    CallResult { result, outcome }
 }
 
-async fn get(client: &Retry<HttpClient>, uri: &str) -> Sent {
+async fn get(client: &Retry<HttpClient>, uri: &str) -> CallResult {
     send(client, Method::GET, uri, "").await
 }
 
-async fn post(client: &Retry<HttpClient>, uri: &str, body: &str) -> Sent {
+async fn post(client: &Retry<HttpClient>, uri: &str, body: &str) -> CallResult {
     send(client, Method::POST, uri, body.to_owned()).await
 }
 
-impl Sent {
-    /// The status and body of the response that there has to be.
+impl CallResult {
+    /// Returns the status and the body of the response. Panics if there is none.
     fn response(&self) -> (u16, &[u8]) {
         let (status, body) = self.result.as_ref().unwrap();
         (status.as_u16(), body)
@@ -115,8 +115,8 @@ impl Sent {
         self.response().0
     }
 
-    /// How many attempts were made, and why there were no more.
-    fn ended(&self) -> (u32, Option<GiveUpReason>) {
+    /// Returns the number of attempts, and the reason to give up.
+    fn attempts_and_reason(&self) -> (u32, Option<GiveUpReason>) {
         (self.outcome.attempts(), self.outcome.give_up_reason())
     }
 }

@@ -1,13 +1,13 @@
-//! HAProxy, in a folder of its own.
+//! HAProxy as a server process.
 
 use http::Version;
 
-use super::{Server, free_port};
+use super::programs::{ServerProcess, free_port};
 
-/// Starts HAProxy with the proxies `sections`, in which `BIND` stands for a free port.
+/// Starts HAProxy with the configuration `sections`, in which `BIND` is replaced by a free port.
 ///
-/// Its log has a line for each request: `<frontend> <method> <path> <status> <body>`.
-pub(crate) async fn haproxy(version: Version, sections: &str) -> Server {
+/// The log has a line for each request: `<frontend> <method> <path> <status> <body>`.
+pub(crate) async fn haproxy(version: Version, sections: &str) -> ServerProcess {
     let port = free_port();
     let bind = match version {
         Version::HTTP_2 => format!("127.0.0.1:{port} proto h2"),
@@ -15,12 +15,12 @@ pub(crate) async fn haproxy(version: Version, sections: &str) -> Server {
     };
     let config = CONFIG.replace("SECTIONS", &sections.replace("BIND", &bind));
     let arguments = &["-db", "-f", "haproxy.cfg"];
-    let mut server = Server::new("haproxy", arguments, port, &[("haproxy.cfg", &config)]);
+    let mut server = ServerProcess::new("haproxy", arguments, port, &[("haproxy.cfg", &config)]);
     server.start().await;
     server
 }
 
-// One thread, so that what it counts it counts for all.
+// With one thread, the counters cover all requests.
 const CONFIG: &str = r#"
 global
     log stdout format raw local0

@@ -1,15 +1,14 @@
-//! nginx, in a folder of its own.
+//! nginx as a server process.
 
 use http::Version;
 
-use super::{Server, free_port};
+use super::programs::{ServerProcess, free_port};
 
-/// Starts nginx with the directives `http` of its block of that name, in which `LISTEN` stands for a
-/// free port.
+/// Starts nginx with the directives of its block `http`, in which `LISTEN` is replaced by a free port.
 ///
-/// Its log has a line for each request: `<server_name> <method> <URI> <status> <body>`, the body as far
-/// as it was read.
-pub(crate) async fn nginx(version: Version, http: &str) -> Server {
+/// The log has a line for each request: `<server_name> <method> <URI> <status> <body>`, with the part of the
+/// body that was read.
+pub(crate) async fn nginx(version: Version, http: &str) -> ServerProcess {
     let port = free_port();
     let listen = match version {
         Version::HTTP_2 => format!("127.0.0.1:{port} http2"),
@@ -17,12 +16,12 @@ pub(crate) async fn nginx(version: Version, http: &str) -> Server {
     };
     let config = CONFIG.replace("HTTP", &http.replace("LISTEN", &listen));
     let arguments = &["-p", ".", "-e", "error.log", "-c", "nginx.conf"];
-    let mut server = Server::new("nginx", arguments, port, &[("nginx.conf", &config)]);
+    let mut server = ServerProcess::new("nginx", arguments, port, &[("nginx.conf", &config)]);
     server.start().await;
     server
 }
 
-// One process, so that what it counts it counts for all, and so that none is left behind.
+// With one process, the counters cover all requests, and no worker outlives the test.
 const CONFIG: &str = r#"
 daemon off;
 master_process off;

@@ -1,4 +1,4 @@
-//! An axum router: in memory, as the server under test, and as the gateway in front of a server.
+//! An axum router: as the inner service, as a gateway, and with the layer around its routes.
 
 use std::sync::{
     Arc, Mutex,
@@ -7,26 +7,26 @@ use std::sync::{
 
 use ::axum::{Router, body::Body, routing};
 use bytes::Bytes;
-use clients::{Server, policy, respond, status, within};
-use http::{Request, Response, StatusCode};
+use clients::{ok, policy, refusing_server, start_server, status, with_timeout};
+use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_http_retry::{GiveUpReason, RetryLayer, RetryOutcome};
 
-/// A router that answers by the script, and what it was sent.
+/// Creates a router that responds with the statuses of `script`. Returns it with the bodies that it receives.
 fn router<const N: usize>(script: [u16; N]) -> (Router, Arc<Mutex<Vec<Bytes>>>) {
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let bodies = seen.clone();
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let bodies = received.clone();
     let handler = async move |body: Bytes| {
         let mut bodies = bodies.lock().unwrap();
         bodies.push(body);
         let status = StatusCode::from_u16(script[bodies.len() - 1]).unwrap();
-        (status, format!("answer {}", bodies.len()))
+        (status, format!("response {}", bodies.len()))
     };
     (
         Router::new().route("/payments", routing::any(handler)),
-        seen,
+        received,
     )
 }
 
@@ -34,41 +34,37 @@ fn put(body: &'static str) -> Request<Full<Bytes>> {
     Request::put("/payments").body(body.into()).unwrap()
 }
 
-/// There is no transport here, and no error: a router's error is `Infallible`.
+/// There is no transport, and a router's error is `Infallible`.
 #[tokio::test]
-async fn failed_responses_of_a_router_in_memory_are_sent_again() {
-    let (router, seen) = router([504, 429, 200]);
+async fn failed_responses_of_router_are_retried() {
+    let (router, received) = router([504, 429, 200]);
     let client = RetryLayer::new(policy()).layer(router);
     let response = client.oneshot(put("money")).await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(RetryOutcome::from_response(&response).attempts(), 3);
-    assert_eq!(*seen.lock().unwrap(), ["money"; 3]);
+    assert_eq!(*received.lock().unwrap(), ["money"; 3]);
     let body = response.into_body().collect().await.unwrap();
-    assert_eq!(body.to_bytes(), "answer 3");
+    assert_eq!(body.to_bytes(), "response 3");
 }
 
 #[tokio::test]
-async fn what_is_not_retried_comes_whole() {
-    let (router, seen) = router([403]);
+async fn response_without_retry_is_complete() {
+    let (router, received) = router([403]);
     let client = RetryLayer::new(policy()).layer(router);
     let response = client.oneshot(put("money")).await.unwrap();
-    let stop = RetryOutcome::from_response(&response).give_up_reason();
-    assert_eq!(stop, Some(GiveUpReason::NotRetryable));
+    let reason = RetryOutcome::from_response(&response).give_up_reason();
+    assert_eq!(reason, Some(GiveUpReason::NotRetryable));
     let body = response.into_body().collect().await.unwrap();
-    assert_eq!(body.to_bytes(), "answer 1");
-    assert_eq!(seen.lock().unwrap().len(), 1);
+    assert_eq!(body.to_bytes(), "response 1");
+    assert_eq!(received.lock().unwrap().len(), 1);
 }
 
-/// A route as a gateway: the layer stands between the route and the client that it calls.
+/// The layer is between the route and the HTTP client that the route calls.
 #[tokio::test]
-async fn a_gateway_sends_an_upload_again() {
-    let upstream = Server::start([
-        status(504),
-        status(429),
-        respond(Response::builder(), "paid"),
-    ]);
-    let (down, refused_once) = Server::down([respond(Response::builder(), "paid")]);
-    for (server, policy, attempts) in [(upstream, policy(), 3), (down, refused_once, 2)] {
+async fn gateway_route_replays_request_body() {
+    let upstream = start_server([status(504), status(429), ok("paid")]);
+    let (refusing, refused_once) = refusing_server([ok("paid")]);
+    for (server, policy, attempts) in [(upstream, policy(), 3), (refusing, refused_once, 2)] {
         let authority = server.uri();
         let client = ServiceBuilder::new()
             .layer(RetryLayer::new(policy))
@@ -78,18 +74,18 @@ async fn a_gateway_sends_an_upload_again() {
             let response = client.oneshot(request).await;
             response.map_err(|_| StatusCode::BAD_GATEWAY)
         });
-        let response = within(gateway.oneshot(put("money"))).await.unwrap();
+        let response = with_timeout(gateway.oneshot(put("money"))).await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(RetryOutcome::from_response(&response).attempts(), attempts);
         assert!(server.bodies().iter().all(|body| body == "money"));
-        let body = within(response.into_body().collect()).await.unwrap();
+        let body = with_timeout(response.into_body().collect()).await.unwrap();
         assert_eq!(body.to_bytes(), "paid");
     }
 }
 
-/// `Router::layer` takes it, too: then the handlers are what is retried.
+/// With `Router::layer`, the layer retries the handlers.
 #[tokio::test]
-async fn the_layer_of_a_router_calls_its_handlers_again() {
+async fn router_layer_retries_handlers() {
     let calls = Arc::new(AtomicUsize::new(0));
     let counter = calls.clone();
     let handler = async move |body: String| match counter.fetch_add(1, Ordering::SeqCst) {

@@ -1,9 +1,9 @@
-//! hyper-util's client: HTTP/1.1 and HTTP/2, each without and with TLS.
+//! hyper-util's client: HTTP/1.1 and HTTP/2, with and without TLS.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use clients::{Server, certificate, status, within};
+use clients::{certificate, policy, request_to, start_server, status, with_timeout};
 use http::{Method, Request, Uri, Version};
 use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -19,19 +19,19 @@ use tower_http_retry::{GiveUpReason, OutcomeHandle, ReplayBody, RetryLayer};
 use crate::contract;
 
 #[tokio::test]
-async fn http1() {
-    contract::holds(|policy| RetryLayer::new(policy).layer(client(Version::HTTP_11))).await;
+async fn http1_client_meets_contract() {
+    contract::check(|policy| RetryLayer::new(policy).layer(client(Version::HTTP_11))).await;
 }
 
 #[tokio::test]
-async fn http2() {
-    contract::holds(|policy| RetryLayer::new(policy).layer(client(Version::HTTP_2))).await;
+async fn http2_client_meets_contract() {
+    contract::check(|policy| RetryLayer::new(policy).layer(client(Version::HTTP_2))).await;
 }
 
 #[tokio::test]
-async fn tls() {
+async fn tls_client_meets_contract() {
     for version in [Version::HTTP_11, Version::HTTP_2] {
-        contract::holds(|policy| {
+        contract::check(|policy| {
             ServiceBuilder::new()
                 .map_request(to_https)
                 .layer(RetryLayer::new(policy))
@@ -46,10 +46,10 @@ async fn tls() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_breaks_off_is_tried_again_whatever_the_method() {
+async fn interrupted_handshake_is_retried_for_any_method() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let hang_up = tokio::spawn(async move {
+    let closing = tokio::spawn(async move {
         for _ in 0..4 {
             drop(listener.accept().await.unwrap());
         }
@@ -59,24 +59,24 @@ async fn a_handshake_that_breaks_off_is_tried_again_whatever_the_method() {
         .extension(outcome.clone())
         .body(Full::from("money"))
         .unwrap();
-    let client = RetryLayer::new(clients::policy()).layer(client(Version::HTTP_11));
-    let error = within(client.oneshot(request)).await.unwrap_err();
+    let client = RetryLayer::new(policy()).layer(client(Version::HTTP_11));
+    let error = with_timeout(client.oneshot(request)).await.unwrap_err();
     assert!(error.is_connect());
     assert_eq!(outcome.get().unwrap().attempts(), 4);
-    within(hang_up).await.unwrap();
+    with_timeout(closing).await.unwrap();
 }
 
-/// Nothing tells it from a handshake that breaks off: it is tried again, and the request is not sent.
+/// The error is the same as for an interrupted handshake: it is retried, and the request is never sent.
 #[tokio::test]
-async fn a_server_that_is_not_trusted_gets_no_request() {
-    let server = Server::start([status(200)]);
+async fn untrusted_server_receives_no_request() {
+    let server = start_server([status(200)]);
     let outcome = OutcomeHandle::new();
-    let mut request = server.request(Method::POST, "money");
-    *request.uri_mut() = server.tls_uri().parse().unwrap();
+    let mut request = request_to(&server, Method::POST, "money");
+    *request.uri_mut() = format!("https://{}", server.address()).parse().unwrap();
     request.extensions_mut().insert(outcome.clone());
-    let client = client_that_trusts(RootCertStore::empty(), Version::HTTP_11);
-    let client = RetryLayer::new(clients::policy()).layer(client);
-    let error = within(client.oneshot(request)).await.unwrap_err();
+    let client = client_with_roots(RootCertStore::empty(), Version::HTTP_11);
+    let client = RetryLayer::new(policy()).layer(client);
+    let error = with_timeout(client.oneshot(request)).await.unwrap_err();
     assert!(error.is_connect());
     let outcome = outcome.get().unwrap();
     assert_eq!(outcome.attempts(), 4);
@@ -84,16 +84,16 @@ async fn a_server_that_is_not_trusted_gets_no_request() {
         outcome.give_up_reason(),
         Some(GiveUpReason::RetriesExhausted)
     );
-    assert_eq!(server.requests(), 0);
+    assert_eq!(server.request_count(), 0);
 }
 
 fn client(version: Version) -> Client<HttpsConnector<HttpConnector>, ReplayBody<Full<Bytes>>> {
     let mut roots = RootCertStore::empty();
     roots.add(certificate()).unwrap();
-    client_that_trusts(roots, version)
+    client_with_roots(roots, version)
 }
 
-fn client_that_trusts(
+fn client_with_roots(
     roots: RootCertStore,
     version: Version,
 ) -> Client<HttpsConnector<HttpConnector>, ReplayBody<Full<Bytes>>> {

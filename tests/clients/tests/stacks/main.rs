@@ -1,4 +1,4 @@
-//! The layer stacked onto each client and layer, over real sockets.
+//! The layer combined with each client and with other layers, over real sockets.
 
 mod contract;
 

@@ -1,9 +1,11 @@
-//! octocrab, over a service of one's own.
+//! octocrab over a custom service.
 
 use std::sync::Arc;
 
-use clients::{Answer, Server, policy, respond, status, within};
-use http::{HeaderValue, Request, Response, header::USER_AGENT};
+use clients::{
+    ScriptedServer, close, policy, refusing_server, response, start_server, status, with_timeout,
+};
+use http::{HeaderValue, Request, header::USER_AGENT};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use octocrab::{
     AuthState, OctoBody, Octocrab, OctocrabBuilder,
@@ -12,9 +14,9 @@ use octocrab::{
 use tower::ServiceBuilder;
 use tower_http_retry::{GiveUpReason, OutcomeHandle, RetryLayer, RetryOutcome, RetryPolicy};
 
-/// The retries belong into the service: octocrab's `with_layer` wants what is below it to take its own
-/// body already.
-fn octocrab(server: &Server, policy: RetryPolicy) -> Octocrab {
+/// Creates a client with the retries in its service, because a layer given to octocrab's `with_layer` has to
+/// call a service that takes octocrab's body.
+fn octocrab(server: &ScriptedServer, policy: RetryPolicy) -> Octocrab {
     let agent = (USER_AGENT, HeaderValue::from_static("tower-http-retry"));
     let service = ServiceBuilder::new()
         .layer(BaseUriLayer::new(server.uri().parse().unwrap()))
@@ -26,33 +28,36 @@ fn octocrab(server: &Server, policy: RetryPolicy) -> Octocrab {
 }
 
 #[tokio::test]
-async fn failed_responses_are_sent_again() {
-    let server = Server::start([status(504), status(429), status(200)]);
+async fn failed_responses_are_retried() {
+    let server = start_server([status(504), status(429), status(200)]);
     let github = octocrab(&server, policy());
-    let response = within(github._put("/user/starred", Some(&["a", "b"])));
+    let response = with_timeout(github._put("/user/starred", Some(&["a", "b"])));
     let response = response.await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(RetryOutcome::from_response(&response).attempts(), 3);
     assert_eq!(server.bodies(), [r#"["a","b"]"#; 3]);
-    let agents = server.each(|seen| seen.head.headers[USER_AGENT].clone());
+    let heads = server.heads();
+    let agents: Vec<_> = heads.iter().map(|head| &head.headers[USER_AGENT]).collect();
     assert_eq!(agents, ["tower-http-retry"; 3]);
 }
 
 #[tokio::test]
-async fn a_refused_connection_is_tried_again_whatever_the_method() {
-    let (server, policy) = Server::down([status(201)]);
+async fn refused_connection_is_retried_for_any_method() {
+    let (server, policy) = refusing_server([status(201)]);
     let github = octocrab(&server, policy);
-    let response = within(github._post("/gists", Some(&["a"]))).await.unwrap();
+    let response = with_timeout(github._post("/gists", Some(&["a"])))
+        .await
+        .unwrap();
     assert_eq!(response.status(), 201);
     assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
     assert_eq!(server.bodies(), [r#"["a"]"#]);
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_asked_for_again_only_if_idempotent() {
-    let server = Server::start([Answer::HangUp, status(200), Answer::HangUp]);
+async fn lost_response_is_retried_only_if_idempotent() {
+    let server = start_server([close(), status(200), close()]);
     let github = octocrab(&server, policy());
-    let response = within(github._put("/user/starred", Some(&["a"])));
+    let response = with_timeout(github._put("/user/starred", Some(&["a"])));
     assert_eq!(
         RetryOutcome::from_response(&response.await.unwrap()).attempts(),
         2
@@ -61,26 +66,23 @@ async fn a_lost_answer_is_asked_for_again_only_if_idempotent() {
     let outcome = OutcomeHandle::new();
     let request = Request::post("/gists").extension(outcome.clone());
     let request = request.body(OctoBody::from("a".to_owned())).unwrap();
-    assert!(within(github.execute(request)).await.is_err());
+    assert!(with_timeout(github.execute(request)).await.is_err());
     let outcome = outcome.get().unwrap();
     assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotIdempotent));
     assert_eq!(server.bodies(), [r#"["a"]"#, r#"["a"]"#, "a"]);
 }
 
-/// Its typed calls make an error of a failure, from the response that is whole.
+/// A typed call returns an error that is parsed from the complete last response.
 #[tokio::test]
-async fn its_errors_are_those_of_the_last_response() {
+async fn error_comes_from_last_response() {
     let not_found = r#"{"message":"Not Found","documentation_url":""}"#;
-    let server = Server::start([
-        status(429),
-        respond(Response::builder().status(404), not_found),
-    ]);
+    let server = start_server([status(429), response(404, not_found)]);
     let github = octocrab(&server, policy());
-    let error = within(github.repos("rust-lang", "rust").get()).await;
+    let error = with_timeout(github.repos("rust-lang", "rust").get()).await;
     let octocrab::Error::GitHub { source, .. } = error.unwrap_err() else {
         panic!("404 is an error")
     };
     assert_eq!(source.message, "Not Found");
     assert_eq!(source.status_code, 404);
-    assert_eq!(server.requests(), 2);
+    assert_eq!(server.request_count(), 2);
 }

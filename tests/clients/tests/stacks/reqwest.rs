@@ -1,9 +1,9 @@
-//! reqwest's client, which is a service of requests of its own.
+//! reqwest's client, which is a service with its own request type.
 
 use std::{io, time::Duration};
 
 use bytes::Bytes;
-use clients::{Answer, Server, policy, respond, status, within};
+use clients::{ok, policy, request_to, response, silence, start_server, status, with_timeout};
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use reqwest::{Body, Client, ResponseBuilderExt, redirect};
@@ -15,11 +15,11 @@ use tower_http_retry::{
 use crate::contract;
 
 #[tokio::test]
-async fn http_requests() {
-    contract::holds(stack).await;
+async fn http_requests_meet_contract() {
+    contract::check(stack).await;
 }
 
-/// A stack of `http` requests. The filter turns them into reqwest's and boxes the errors of both.
+/// Creates a stack for `http` requests. The filter converts them to reqwest's, and boxes both errors.
 fn stack(
     policy: RetryPolicy,
 ) -> impl Service<Request<Full<Bytes>>, Response = Response<ResponseBody<Body>>, Error = BoxError> {
@@ -32,14 +32,10 @@ fn stack(
         .service(Client::new())
 }
 
-/// The same with reqwest's own types outside, made by its `RequestBuilder`.
+/// A stack for requests from reqwest's `RequestBuilder`.
 #[tokio::test]
-async fn requests_of_its_own() {
-    let server = Server::start([
-        respond(Response::builder().status(429), "slow down"),
-        status(500),
-        respond(Response::builder(), "paid"),
-    ]);
+async fn reqwest_requests_are_retried() {
+    let server = start_server([response(429, "slow down"), status(500), ok("paid")]);
     let client = Client::new();
     let mut stack = ServiceBuilder::new()
         .filter(Request::<Body>::try_from)
@@ -54,7 +50,7 @@ async fn requests_of_its_own() {
         .service(client.clone());
 
     let request = client.put(server.uri()).body("money").build().unwrap();
-    let response = within(stack.ready().await.unwrap().call(request))
+    let response = with_timeout(stack.ready().await.unwrap().call(request))
         .await
         .unwrap();
     let outcome = response.extensions().get::<RetryOutcome>().copied();
@@ -64,7 +60,7 @@ async fn requests_of_its_own() {
     assert_eq!(server.bodies(), ["money"; 3]);
 }
 
-/// A `http::Response` has no place for the URL, other than its extensions.
+/// Moves the URL to the extensions, because an `http::Response` has no field for it.
 fn with_url(response: reqwest::Response) -> Response<Body> {
     let url = Response::builder().url(response.url().clone()).body(());
     let mut response = Response::<Body>::from(response);
@@ -74,13 +70,13 @@ fn with_url(response: reqwest::Response) -> Response<Body> {
 }
 
 #[tokio::test]
-async fn a_request_without_a_host_is_refused_and_not_sent_again() {
+async fn request_without_host_is_not_retried() {
     let outcome = OutcomeHandle::new();
     let request = Request::get("/accounts")
         .extension(outcome.clone())
         .body(Full::default())
         .unwrap();
-    let error = within(stack(policy()).oneshot(request))
+    let error = with_timeout(stack(policy()).oneshot(request))
         .await
         .err()
         .unwrap();
@@ -88,81 +84,75 @@ async fn a_request_without_a_host_is_refused_and_not_sent_again() {
     assert_eq!(outcome.get().unwrap().attempts(), 1);
 }
 
-/// The error of reqwest's own `timeout` is of a private type, which the layer cannot read.
+/// The error of reqwest's `timeout` has a private type, which the layer does not recognize.
 #[tokio::test]
-async fn its_own_timeout_is_retried_only_where_it_is_told_apart() {
+async fn reqwest_timeout_is_retried_only_if_mapped() {
     let client = Client::builder().timeout(Duration::from_millis(300));
     let client = client.build().unwrap();
     let to_reqwest = |request: Request<ReplayBody<Full<Bytes>>>| {
         reqwest::Request::try_from(request.map(Body::wrap))
     };
 
-    let server = Server::start([Answer::Silence]);
+    let server = start_server([silence()]);
     let outcome = OutcomeHandle::new();
-    let mut request = server.request(Method::PUT, "money");
+    let mut request = request_to(&server, Method::PUT, "money");
     request.extensions_mut().insert(outcome.clone());
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
         .filter(to_reqwest)
         .map_response(Response::<Body>::from)
         .service(client.clone());
-    assert!(within(stack.oneshot(request)).await.is_err());
+    assert!(with_timeout(stack.oneshot(request)).await.is_err());
     let outcome = outcome.get().unwrap();
     assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotRetryable));
 
-    let server = Server::start([Answer::Silence, status(200)]);
-    let request = server.request(Method::PUT, "money");
+    let server = start_server([silence(), status(200)]);
+    let request = request_to(&server, Method::PUT, "money");
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
         .filter(to_reqwest)
         .map_response(Response::<Body>::from)
-        .map_err(readable)
+        .map_err(timeout_to_io_error)
         .service(client);
-    let response = within(stack.oneshot(request)).await.unwrap();
+    let response = with_timeout(stack.oneshot(request)).await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(server.bodies(), ["money"; 2]);
 }
 
-fn readable(error: reqwest::Error) -> BoxError {
+fn timeout_to_io_error(error: reqwest::Error) -> BoxError {
     match error.is_timeout() && !error.is_connect() {
         true => io::Error::new(io::ErrorKind::TimedOut, error).into(),
         false => error.into(),
     }
 }
 
-/// reqwest sees a body that it cannot clone: a redirect that would need it again is not followed.
+/// reqwest cannot clone the body, and does not follow a redirect that would need it again.
 #[tokio::test]
-async fn redirects_are_followed_without_a_body_only() {
-    let redirect = |status: u16| {
-        let head = Response::builder().status(status);
-        respond(head.header("location", "/there"), "")
-    };
-    let server = Server::start([redirect(307), redirect(307), status(200)]);
-    let response = stack(policy()).oneshot(server.request(Method::PUT, "money"));
-    assert_eq!(within(response).await.unwrap().status(), 307);
-    let response = stack(policy()).oneshot(server.request(Method::GET, ""));
-    assert_eq!(within(response).await.unwrap().status(), 200);
-    let paths = server.each(|seen| seen.head.uri.path().to_owned());
+async fn redirect_is_followed_only_without_body() {
+    let redirect = || status(307).header("location", "/there");
+    let server = start_server([redirect(), redirect(), status(200)]);
+    let response = stack(policy()).oneshot(request_to(&server, Method::PUT, "money"));
+    assert_eq!(with_timeout(response).await.unwrap().status(), 307);
+    let response = stack(policy()).oneshot(request_to(&server, Method::GET, ""));
+    assert_eq!(with_timeout(response).await.unwrap().status(), 200);
+    let paths = server.paths();
     assert_eq!(paths, ["/", "/", "/there"]);
 }
 
-/// A failure behind a redirect repeats all of it; with the redirect outside, it would not.
+/// A retry repeats the redirect. If the redirect were followed above the layer, it would not.
 #[tokio::test]
-async fn a_failure_behind_a_redirect_repeats_the_redirect() {
-    let redirect = || {
-        let head = Response::builder().status(302);
-        respond(head.header("location", "/there"), "")
-    };
-    let server = Server::start([redirect(), status(429), redirect(), status(200)]);
-    let response = stack(policy()).oneshot(server.request(Method::GET, ""));
-    assert_eq!(within(response).await.unwrap().status(), 200);
-    let paths = server.each(|seen| seen.head.uri.path().to_owned());
+async fn failure_after_redirect_repeats_redirect() {
+    let redirect = || status(302).header("location", "/there");
+    let server = start_server([redirect(), status(429), redirect(), status(200)]);
+    let response = stack(policy()).oneshot(request_to(&server, Method::GET, ""));
+    assert_eq!(with_timeout(response).await.unwrap().status(), 200);
+    let paths = server.paths();
     assert_eq!(paths, ["/", "/there", "/", "/there"]);
 }
 
 #[tokio::test]
-async fn a_response_that_is_not_retried_is_whole() {
-    let server = Server::start([respond(Response::builder().status(403), "not yours")]);
+async fn response_without_retry_is_complete() {
+    let server = start_server([response(403, "not yours")]);
     let client = Client::builder().redirect(redirect::Policy::none());
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
@@ -171,11 +161,11 @@ async fn a_response_that_is_not_retried_is_whole() {
         })
         .map_response(Response::<Body>::from)
         .service(client.build().unwrap());
-    let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::PUT, "money"))).await;
     let response = response.unwrap();
     assert_eq!(response.status(), 403);
     let outcome = RetryOutcome::from_response(&response);
     assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotRetryable));
-    let body = within(response.into_body().collect()).await.unwrap();
+    let body = with_timeout(response.into_body().collect()).await.unwrap();
     assert_eq!(body.to_bytes(), "not yours");
 }

@@ -1,11 +1,14 @@
-//! tonic's channel under a gRPC client, which stands for a generated one: those are made from the same
-//! stack, with `GreeterClient::new(stack)`.
+//! tonic's channel below a hand-written gRPC client. A generated client takes the same stack:
+//! `GreeterClient::new(stack)`.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use clients::{Answer, Server, policy, respond, respond_with, status, within};
+use clients::{
+    Reply, ScriptedServer, close, policy, refusing_server, response_with, silence, start_server,
+    status, with_timeout,
+};
 use http::{HeaderMap, HeaderValue, Response, uri::PathAndQuery};
 use http_body_util::{BodyExt, Full};
-use std::{future, io, time::Duration};
+use std::{convert::Infallible, future, io, time::Duration};
 use tonic::{
     Code, Request, Status, TimeoutExpired,
     body::Body,
@@ -20,7 +23,7 @@ use tower_http_retry::{
     RetryPolicy,
 };
 
-/// The error of the channel is boxed, so that the layer can read what is inside.
+/// Creates a stack that boxes the error of the channel, because the layer reads the sources of a boxed error.
 fn stack(
     channel: Channel,
     policy: RetryPolicy,
@@ -37,15 +40,15 @@ fn stack(
         .service(channel)
 }
 
-fn channel(server: &Server) -> Endpoint {
+fn channel(server: &ScriptedServer) -> Endpoint {
     Channel::from_shared(server.uri()).unwrap()
 }
 
 #[tokio::test]
-async fn a_rate_limit_is_kept_to_whatever_the_call() {
-    let server = Server::start([status(429), status(429), hello()]);
+async fn http_429_is_retried_for_any_call() {
+    let server = start_server([status(429), status(429), hello()]);
     let stack = stack(channel(&server).connect_lazy(), policy());
-    let reply = within(greet(stack, Request::new("Ann".to_owned()))).await;
+    let reply = with_timeout(greet(stack, Request::new("Ann".to_owned()))).await;
     let reply = reply.unwrap();
     let outcome = reply.extensions().get::<RetryOutcome>().unwrap();
     assert_eq!(outcome.attempts(), 3);
@@ -56,95 +59,97 @@ async fn a_rate_limit_is_kept_to_whatever_the_call() {
     );
 }
 
-/// A gRPC call is a POST: only its caller knows whether it may be repeated.
+/// A gRPC call is a POST: only the caller knows if it is idempotent.
 #[tokio::test]
-async fn a_gateway_timeout_is_retried_where_the_call_says_so() {
-    let server = Server::start([status(504), hello(), status(504)]);
+async fn http_504_is_retried_only_if_marked_idempotent() {
+    let server = start_server([status(504), hello(), status(504)]);
     let channel = channel(&server).connect_lazy();
 
     let mut request = Request::new("Ann".to_owned());
-    let repeatable = RequestOptions::new().idempotent(true);
-    request.extensions_mut().insert(repeatable);
-    let reply = within(greet(stack(channel.clone(), policy()), request)).await;
+    let idempotent = RequestOptions::new().idempotent(true);
+    request.extensions_mut().insert(idempotent);
+    let reply = with_timeout(greet(stack(channel.clone(), policy()), request)).await;
     assert_eq!(reply.unwrap().into_inner(), "hello");
     assert_eq!(server.bodies(), [message("Ann"), message("Ann")]);
 
     let (request, outcome) = watched("Ann");
-    let result = within(greet(stack(channel, policy()), request)).await;
-    // tonic makes its own of the status, and the response is gone.
+    let result = with_timeout(greet(stack(channel, policy()), request)).await;
+    // tonic maps the status to its own error, and drops the response.
     assert_eq!(result.unwrap_err().code(), Code::Unavailable);
     assert_eq!(
         outcome.get().unwrap().give_up_reason(),
         Some(GiveUpReason::NotIdempotent)
     );
-    assert_eq!(server.requests(), 3);
+    assert_eq!(server.request_count(), 3);
 }
 
 #[tokio::test]
-async fn a_refused_connection_is_tried_again_whatever_the_call() {
-    let (server, policy) = Server::down([hello()]);
+async fn refused_connection_is_retried_for_any_call() {
+    let (server, policy) = refusing_server([hello()]);
     let stack = stack(channel(&server).connect_lazy(), policy);
     let (request, outcome) = watched("Ann");
-    let reply = within(greet(stack, request)).await.unwrap();
+    let reply = with_timeout(greet(stack, request)).await.unwrap();
     assert_eq!(reply.into_inner(), "hello");
     assert_eq!(outcome.get().unwrap().attempts(), 2);
     assert_eq!(server.bodies(), [message("Ann")]);
 }
 
-/// Not boxed, the channel's error is opaque to the layer.
+/// The layer does not recognize the channel's error type.
 #[tokio::test]
-async fn an_error_that_is_not_boxed_is_not_read() {
-    let (server, policy) = Server::down([hello()]);
+async fn unboxed_error_is_not_retried() {
+    let (server, policy) = refusing_server([hello()]);
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy))
         .layer(MapRequestBodyLayer::new(Body::new))
         .service(channel(&server).connect_lazy());
     let (request, outcome) = watched("Ann");
-    assert!(within(greet(stack, request)).await.is_err());
+    assert!(with_timeout(greet(stack, request)).await.is_err());
     let outcome = outcome.get().unwrap();
     assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotRetryable));
-    assert_eq!(server.requests(), 0);
+    assert_eq!(server.request_count(), 0);
 }
 
 #[tokio::test]
-async fn a_broken_stream_is_opened_again_where_the_call_says_so() {
-    let server = Server::start([Answer::HangUp, hello(), Answer::HangUp]);
+async fn reset_stream_is_retried_only_if_marked_idempotent() {
+    let server = start_server([close(), hello(), close()]);
     let channel = channel(&server).connect_lazy();
 
     let (mut request, outcome) = watched("Ann");
-    let repeatable = RequestOptions::new().idempotent(true);
-    request.extensions_mut().insert(repeatable);
-    let reply = within(greet(stack(channel.clone(), policy()), request)).await;
+    let idempotent = RequestOptions::new().idempotent(true);
+    request.extensions_mut().insert(idempotent);
+    let reply = with_timeout(greet(stack(channel.clone(), policy()), request)).await;
     assert_eq!(reply.unwrap().into_inner(), "hello");
     assert_eq!(outcome.get().unwrap().attempts(), 2);
     assert_eq!(server.bodies(), [message("Ann"), message("Ann")]);
 
     let (request, outcome) = watched("Ann");
-    let result = within(greet(stack(channel, policy()), request)).await;
+    let result = with_timeout(greet(stack(channel, policy()), request)).await;
     assert!(result.is_err());
     assert_eq!(
         outcome.get().unwrap().give_up_reason(),
         Some(GiveUpReason::NotIdempotent)
     );
-    assert_eq!(server.requests(), 3);
+    assert_eq!(server.request_count(), 3);
 }
 
-/// The layer reads HTTP's status, which is 200 for every answer of a gRPC server.
+/// The layer reads the HTTP status, which is 200 for every gRPC status.
 #[tokio::test]
-async fn a_status_of_grpc_passes_untouched() {
+async fn grpc_status_is_not_retried() {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("14"));
     trailers.insert("grpc-message", HeaderValue::from_static("later"));
     trailers.insert("x-shard", HeaderValue::from_static("7"));
-    let head = grpc().header("grpc-status", "14").header("x-shard", "7");
-    let server = Server::start([
-        respond_with(grpc(), Full::default().with_trailers(trailer(trailers))),
-        respond(head.header("grpc-message", "later"), ""),
+    let server = start_server([
+        grpc(Full::default().with_trailers(ready(trailers))),
+        grpc(Full::default())
+            .header("grpc-status", "14")
+            .header("x-shard", "7")
+            .header("grpc-message", "later"),
     ]);
     let channel = channel(&server).connect_lazy();
     for _ in ["in trailers", "in the head"] {
         let (request, outcome) = watched("Ann");
-        let result = within(greet(stack(channel.clone(), policy()), request)).await;
+        let result = with_timeout(greet(stack(channel.clone(), policy()), request)).await;
         let status = result.unwrap_err();
         assert_eq!(
             (status.code(), status.message()),
@@ -156,11 +161,10 @@ async fn a_status_of_grpc_passes_untouched() {
     }
 }
 
-/// The error of the channel's own `timeout` is tonic's, which the layer cannot read.
+/// The error of the channel's `timeout` has a type of tonic, which the layer does not recognize.
 #[tokio::test]
-async fn the_channels_own_timeout_is_retried_only_where_it_is_told_apart() {
-    let silence = || Answer::Silence;
-    let server = Server::start([silence(), silence(), hello(), silence(), hello()]);
+async fn channel_timeout_is_retried_only_if_mapped() {
+    let server = start_server([silence(), silence(), hello(), silence(), hello()]);
     let limit = Duration::from_millis(300);
     let endpoint = channel(&server);
     let channel = endpoint.clone().timeout(limit).connect_lazy();
@@ -168,7 +172,7 @@ async fn the_channels_own_timeout_is_retried_only_where_it_is_told_apart() {
 
     let (request, outcome) = watched("Ann");
     let stack = stack(channel.clone(), policy.clone());
-    assert!(within(greet(stack, request)).await.is_err());
+    assert!(with_timeout(greet(stack, request)).await.is_err());
     assert_eq!(
         outcome.get().unwrap().give_up_reason(),
         Some(GiveUpReason::NotRetryable)
@@ -177,24 +181,24 @@ async fn the_channels_own_timeout_is_retried_only_where_it_is_told_apart() {
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy.clone()))
         .layer(MapRequestBodyLayer::new(Body::new))
-        .map_err(readable)
+        .map_err(timeout_to_io_error)
         .service(channel);
-    let reply = within(greet(stack, Request::new("Ann".to_owned()))).await;
+    let reply = with_timeout(greet(stack, Request::new("Ann".to_owned()))).await;
     assert_eq!(reply.unwrap().into_inner(), "hello");
-    assert_eq!(server.requests(), 3);
+    assert_eq!(server.request_count(), 3);
 
-    // One of tower's it can read.
+    // The layer recognizes the error of tower's timeout.
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy))
         .layer(MapRequestBodyLayer::new(Body::new))
         .timeout(limit)
         .service(endpoint.connect_lazy());
-    let reply = within(greet(stack, Request::new("Ann".to_owned()))).await;
+    let reply = with_timeout(greet(stack, Request::new("Ann".to_owned()))).await;
     assert_eq!(reply.unwrap().into_inner(), "hello");
-    assert_eq!(server.requests(), 5);
+    assert_eq!(server.request_count(), 5);
 }
 
-fn readable(error: transport::Error) -> BoxError {
+fn timeout_to_io_error(error: transport::Error) -> BoxError {
     let source = std::error::Error::source(&error);
     match source.is_some_and(|source| source.is::<TimeoutExpired>()) {
         true => io::Error::new(io::ErrorKind::TimedOut, error).into(),
@@ -202,12 +206,10 @@ fn readable(error: transport::Error) -> BoxError {
     }
 }
 
-// --- the client's side ---
-
 async fn greet<S>(stack: S, request: Request<String>) -> Result<tonic::Response<String>, Status>
 where
     S: GrpcService<Body>,
-    // As generated clients have it.
+    // The bounds of a generated client.
     S::ResponseBody: http_body::Body<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static,
 {
     let mut client = Grpc::new(stack);
@@ -217,6 +219,7 @@ where
     client.unary(request, path, Text).await
 }
 
+/// Creates a request with a handle for its outcome.
 fn watched(name: &str) -> (Request<String>, OutcomeHandle) {
     let outcome = OutcomeHandle::new();
     let mut request = Request::new(name.to_owned());
@@ -224,7 +227,7 @@ fn watched(name: &str) -> (Request<String>, OutcomeHandle) {
     (request, outcome)
 }
 
-/// Messages that are plain text.
+/// A codec for messages of plain text.
 struct Text;
 
 impl Codec for Text {
@@ -262,26 +265,24 @@ impl Decoder for Text {
     }
 }
 
-// --- the server's side ---
-
-fn hello() -> Answer {
+fn hello() -> Reply {
     let trailers = HeaderMap::from_iter([(
         http::HeaderName::from_static("grpc-status"),
         HeaderValue::from_static("0"),
     )]);
     let body = Full::new(message("hello"));
-    respond_with(grpc(), body.with_trailers(trailer(trailers)))
+    grpc(body.with_trailers(ready(trailers)))
 }
 
-fn grpc() -> http::response::Builder {
-    Response::builder().header("content-type", "application/grpc")
+fn grpc(body: impl http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static) -> Reply {
+    response_with(200, body).header("content-type", "application/grpc")
 }
 
-fn trailer<E>(trailers: HeaderMap) -> future::Ready<Option<Result<HeaderMap, E>>> {
+fn ready<E>(trailers: HeaderMap) -> future::Ready<Option<Result<HeaderMap, E>>> {
     future::ready(Some(Ok(trailers)))
 }
 
-/// As gRPC frames it: not compressed, its length, itself.
+/// Encodes a gRPC message: the flag for no compression, the length, the text.
 fn message(text: &str) -> Bytes {
     let mut message = BytesMut::new();
     message.put_u8(0);

@@ -1,4 +1,4 @@
-//! tower-http's layers above and below.
+//! tower-http's layers above and below the retries.
 
 use std::{
     sync::{
@@ -9,7 +9,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use clients::{Answer, Server, policy, respond, status, within};
+use clients::{
+    ScriptedServer, policy, request_to, response, silence, start_server, status, with_timeout,
+};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
@@ -38,10 +40,10 @@ use tracing::Span;
 
 use crate::contract;
 
-/// All of them at once, below the layer.
+/// Combines all layers below the retries.
 #[tokio::test]
-async fn below() {
-    contract::holds(|policy| {
+async fn layers_below_meet_contract() {
+    contract::check(|policy| {
         ServiceBuilder::new()
             .layer(RetryLayer::new(policy))
             .layer(SetRequestIdLayer::x_request_id(Counter::default()))
@@ -56,10 +58,10 @@ async fn below() {
     .await;
 }
 
-/// All of them at once, above the layer.
+/// Combines all layers above the retries.
 #[tokio::test]
-async fn above() {
-    contract::holds(|policy| {
+async fn layers_above_meet_contract() {
+    contract::check(|policy| {
         ServiceBuilder::new()
             .layer(SetRequestIdLayer::x_request_id(Counter::default()))
             .layer(PropagateRequestIdLayer::x_request_id())
@@ -74,16 +76,16 @@ async fn above() {
     .await;
 }
 
-/// The layer needs a body that it can make itself; hyper's is none.
+/// `TimeoutLayer` creates a response, which needs a body with a default; hyper's has none.
 #[tokio::test]
-async fn an_attempt_that_times_out_is_made_again() {
-    let server = Server::start([Answer::Silence, status(200)]);
+async fn timed_out_attempt_is_retried() {
+    let server = start_server([silence(), status(200)]);
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
         .layer(timeout(Duration::from_millis(500)))
         .layer(MapResponseBodyLayer::new(Incoming::boxed))
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::PUT, "money"))).await;
     assert_eq!(
         RetryOutcome::from_response(&response.unwrap()).attempts(),
         2
@@ -92,14 +94,14 @@ async fn an_attempt_that_times_out_is_made_again() {
 }
 
 #[tokio::test]
-async fn a_last_timeout_is_a_504() {
-    let server = Server::start([Answer::Silence]);
+async fn timeout_without_retry_returns_504() {
+    let server = start_server([silence()]);
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
         .layer(timeout(Duration::from_millis(100)))
         .layer(MapResponseBodyLayer::new(Incoming::boxed))
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::POST, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::POST, "money"))).await;
     let response = response.unwrap();
     assert_eq!(response.status(), 504);
     let outcome = RetryOutcome::from_response(&response);
@@ -107,9 +109,9 @@ async fn a_last_timeout_is_a_504() {
 }
 
 #[tokio::test]
-async fn a_trace_sees_each_attempt_below_and_the_call_above() {
+async fn trace_sees_attempts_below_and_call_above() {
     let [calls, attempts, failures] = [(); 3].map(|()| Counter::default());
-    let server = Server::start([status(504), status(429), status(200)]);
+    let server = start_server([status(504), status(429), status(200)]);
     let stack = ServiceBuilder::new()
         .layer(TraceLayer::new_for_http().on_request(calls.clone()))
         .layer(RetryLayer::new(policy()))
@@ -119,7 +121,7 @@ async fn a_trace_sees_each_attempt_below_and_the_call_above() {
                 .on_failure(failures.clone()),
         )
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::PUT, "money"))).await;
     assert_eq!(
         RetryOutcome::from_response(&response.unwrap()).attempts(),
         3
@@ -130,160 +132,156 @@ async fn a_trace_sees_each_attempt_below_and_the_call_above() {
 }
 
 #[tokio::test]
-async fn a_request_id_above_is_that_of_the_call_and_below_that_of_each_attempt() {
-    let ids = |server: &Server| server.each(|seen| seen.head.headers["x-request-id"].clone());
+async fn request_id_is_per_call_above_and_per_attempt_below() {
+    let ids = |server: &ScriptedServer| {
+        let heads = server.heads().into_iter();
+        let ids = heads.map(|head| head.headers["x-request-id"].clone());
+        ids.collect::<Vec<_>>()
+    };
 
-    let server = Server::start([status(504), status(200)]);
+    let server = start_server([status(504), status(200)]);
     let stack = ServiceBuilder::new()
         .layer(SetRequestIdLayer::x_request_id(Counter::default()))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(RetryLayer::new(policy()))
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::PUT, "money"))).await;
     assert_eq!(response.unwrap().headers()["x-request-id"], "0");
     assert_eq!(ids(&server), ["0", "0"]);
 
-    let server = Server::start([status(504), status(200)]);
+    let server = start_server([status(504), status(200)]);
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
         .layer(SetRequestIdLayer::x_request_id(Counter::default()))
         .layer(PropagateRequestIdLayer::x_request_id())
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::PUT, "money"))).await;
     assert_eq!(response.unwrap().headers()["x-request-id"], "1");
     assert_eq!(ids(&server), ["0", "1"]);
 }
 
 #[tokio::test]
-async fn redirects_outside_repeat_nothing_and_inside_all() {
-    let redirect = || {
-        let head = Response::builder().status(302);
-        respond(head.header("location", "/there"), "")
-    };
-    let paths = |server: &Server| server.each(|seen| seen.head.uri.path().to_owned());
+async fn retry_repeats_redirects_only_below() {
+    let redirect = || status(302).header("location", "/there");
 
-    let server = Server::start([redirect(), status(429), status(200)]);
+    let server = start_server([redirect(), status(429), status(200)]);
     let stack = ServiceBuilder::new()
         .layer(FollowRedirectLayer::new())
         .layer(RetryLayer::new(policy()))
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::GET, ""))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::GET, ""))).await;
     assert_eq!(
         RetryOutcome::from_response(&response.unwrap()).attempts(),
         2
     );
-    assert_eq!(paths(&server), ["/", "/there", "/there"]);
+    assert_eq!(server.paths(), ["/", "/there", "/there"]);
 
-    let server = Server::start([redirect(), status(429), redirect(), status(200)]);
+    let server = start_server([redirect(), status(429), redirect(), status(200)]);
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
         .layer(FollowRedirectLayer::new())
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::GET, ""))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::GET, ""))).await;
     assert_eq!(
         RetryOutcome::from_response(&response.unwrap()).attempts(),
         2
     );
-    assert_eq!(paths(&server), ["/", "/there", "/", "/there"]);
+    assert_eq!(server.paths(), ["/", "/there", "/", "/there"]);
 }
 
-/// Inside, all that follows counts as the call, which was a POST; outside, what follows is a GET.
+/// Above the redirects, the layer sees the original POST. Below, it sees the GET that follows.
 #[tokio::test]
-async fn a_failure_behind_a_redirect_is_judged_by_the_method_that_the_layer_saw() {
+async fn failure_after_redirect_uses_method_seen_by_layer() {
     let script = || {
-        let head = Response::builder().status(303);
-        let see_other = respond(head.header("location", "/receipt"), "");
+        let see_other = status(303).header("location", "/receipt");
         [see_other, status(504), status(200)]
     };
-    let asked = |server: &Server| server.each(|seen| seen.head.method.clone());
+    let methods = |server: &ScriptedServer| {
+        let heads = server.heads().into_iter();
+        heads.map(|head| head.method).collect::<Vec<_>>()
+    };
 
-    let server = Server::start(script());
+    let server = start_server(script());
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
         .layer(FollowRedirectLayer::new())
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::POST, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::POST, "money"))).await;
     let response = response.unwrap();
     assert_eq!(response.status(), 504);
     let outcome = RetryOutcome::from_response(&response);
     assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotIdempotent));
-    assert_eq!(asked(&server), [Method::POST, Method::GET]);
+    assert_eq!(methods(&server), [Method::POST, Method::GET]);
 
-    let server = Server::start(script());
+    let server = start_server(script());
     let stack = ServiceBuilder::new()
         .layer(FollowRedirectLayer::new())
         .layer(RetryLayer::new(policy()))
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::POST, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::POST, "money"))).await;
     let response = response.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
-    assert_eq!(asked(&server), [Method::POST, Method::GET, Method::GET]);
+    assert_eq!(methods(&server), [Method::POST, Method::GET, Method::GET]);
 }
 
-/// A redirect that keeps the method needs the body again. Outside of the layer a policy can clone it;
-/// inside nobody can, and the redirect is the answer.
+/// A redirect that keeps the method needs the body again. Above the retries, a policy can clone it. Below,
+/// the body cannot be cloned, and the caller gets the redirect.
 #[tokio::test]
-async fn a_body_is_redirected_outside_only() {
-    let redirect = || {
-        let head = Response::builder().status(307);
-        respond(head.header("location", "/there"), "")
-    };
+async fn redirect_with_body_is_followed_only_above() {
+    let redirect = || status(307).header("location", "/there");
 
-    let server = Server::start([redirect(), status(504), status(200)]);
+    let server = start_server([redirect(), status(504), status(200)]);
     let clone_body = clone_body_fn(|body: &Full<Bytes>| Some(body.clone()));
     let redirects = Limited::default().and::<_, _, ()>(clone_body);
     let stack = ServiceBuilder::new()
         .layer(FollowRedirectLayer::with_policy(redirects))
         .layer(RetryLayer::new(policy()))
         .service(client());
-    let mut request = server.request(Method::POST, "money");
-    let repeatable = RequestOptions::new().idempotent(true);
-    request.extensions_mut().insert(repeatable);
-    let response = within(stack.oneshot(request)).await;
-    // What was said of the request holds behind the redirect, too.
+    let mut request = request_to(&server, Method::POST, "money");
+    let idempotent = RequestOptions::new().idempotent(true);
+    request.extensions_mut().insert(idempotent);
+    let response = with_timeout(stack.oneshot(request)).await;
+    // The options also apply to the redirected request.
     assert_eq!(
         RetryOutcome::from_response(&response.unwrap()).attempts(),
         2
     );
     assert_eq!(server.bodies(), ["money"; 3]);
 
-    let server = Server::start([redirect()]);
+    let server = start_server([redirect()]);
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
         .layer(FollowRedirectLayer::new())
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::PUT, "money"))).await;
     assert_eq!(response.unwrap().status(), 307);
     assert_eq!(server.bodies(), ["money"]);
 }
 
-/// The layer looks for `invalid_token` in what it gets: decompression belongs below.
+/// The layer searches the body that it receives for `invalid_token`: decompression belongs below it.
 #[tokio::test]
-async fn an_invalid_token_is_found_in_what_was_decompressed() {
-    let failure = || {
-        let head = Response::builder().status(500);
-        respond(head.header("content-encoding", "gzip"), INVALID_TOKEN_GZIP)
-    };
+async fn invalid_token_is_found_only_after_decompression() {
+    let failure = || response(500, INVALID_TOKEN_GZIP).header("content-encoding", "gzip");
 
-    let server = Server::start([failure()]);
+    let server = start_server([failure()]);
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
         .layer(DecompressionLayer::new())
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::PUT, "money"))).await;
     let response = response.unwrap();
     let outcome = RetryOutcome::from_response(&response);
     assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::InvalidToken));
     assert_eq!(read(response).await, INVALID_TOKEN);
 
-    // Above, it finds no JSON, and retries.
-    let server = Server::start([failure(), failure()]);
+    // With decompression above, the body is no JSON, and the layer retries.
+    let server = start_server([failure(), failure()]);
     let stack = ServiceBuilder::new()
         .layer(DecompressionLayer::new())
         .layer(RetryLayer::new(policy().max_retries(1)))
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::PUT, "money"))).await;
     let response = response.unwrap();
     let outcome = RetryOutcome::from_response(&response);
     assert_eq!(
@@ -302,7 +300,7 @@ fn client() -> Client<HttpConnector, ReplayBody<Full<Bytes>>> {
     Client::builder(TokioExecutor::new()).build_http()
 }
 
-/// Its old `new` answers 408, which is surfaced.
+/// Uses 504, because the 408 of the deprecated `TimeoutLayer::new` is not retried.
 fn timeout(limit: Duration) -> TimeoutLayer {
     TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, limit)
 }
@@ -311,7 +309,7 @@ async fn read<B>(response: Response<B>) -> Bytes
 where
     B: Body<Error: std::fmt::Debug>,
 {
-    let body = within(response.into_body().collect()).await;
+    let body = with_timeout(response.into_body().collect()).await;
     body.unwrap().to_bytes()
 }
 

@@ -1,4 +1,4 @@
-//! tower's layers above and below.
+//! tower's layers above and below the retries.
 
 use std::{
     iter,
@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use clients::{Answer, Server, policy, status, within};
+use clients::{policy, request_to, silence, start_server, status, with_timeout};
 use http::{Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -29,10 +29,10 @@ use tower_http_retry::{
 
 use crate::contract;
 
-/// All of them at once, below the layer: each attempt passes through.
+/// Combines all layers below the retries. They see each attempt.
 #[tokio::test]
-async fn below() {
-    contract::holds(|policy| {
+async fn layers_below_meet_contract() {
+    contract::check(|policy| {
         ServiceBuilder::new()
             .layer(RetryLayer::new(policy))
             .buffer(16)
@@ -45,10 +45,10 @@ async fn below() {
     .await;
 }
 
-/// All of them at once, above the layer: a request passes through once.
+/// Combines all layers above the retries. They see each request once.
 #[tokio::test]
-async fn above() {
-    contract::holds(|policy| {
+async fn layers_above_meet_contract() {
+    contract::check(|policy| {
         ServiceBuilder::new()
             .buffer(16)
             .load_shed()
@@ -61,9 +61,9 @@ async fn above() {
     .await;
 }
 
-/// Types erased below and above, as a field of a struct wants them.
+/// Boxes the services below and above the retries, as for a field of a struct.
 #[tokio::test]
-async fn boxed() {
+async fn boxed_services_meet_contract() {
     type Inner = BoxCloneSyncService<
         Request<ReplayBody<Full<Bytes>>>,
         Response<Incoming>,
@@ -74,7 +74,7 @@ async fn boxed() {
         Response<ResponseBody<Incoming>>,
         hyper_util::client::legacy::Error,
     >;
-    contract::holds(|policy| {
+    contract::check(|policy| {
         let inner = Inner::new(client());
         let stack = ServiceBuilder::new().layer(RetryLayer::new(policy));
         Outer::new(stack.service(inner))
@@ -83,24 +83,24 @@ async fn boxed() {
 }
 
 #[tokio::test]
-async fn each_attempt_counts_towards_a_rate_limit() {
+async fn rate_limit_counts_attempts() {
     let period = Duration::from_millis(50);
-    let server = Server::start([status(429), status(429), status(200)]);
-    // A rate limit cannot be cloned: the buffer shares it.
+    let server = start_server([status(429), status(429), status(200)]);
+    // A rate limit cannot be cloned, and the buffer shares it.
     let limited = RateLimit::new(client(), Rate::new(1, period));
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
         .service(Buffer::new(limited, 16));
     let started = Instant::now();
-    let response = stack.oneshot(server.request(Method::PUT, "money"));
-    assert_eq!(within(response).await.unwrap().status(), 200);
+    let response = stack.oneshot(request_to(&server, Method::PUT, "money"));
+    assert_eq!(with_timeout(response).await.unwrap().status(), 200);
     assert!(started.elapsed() >= 2 * period);
     assert_eq!(server.bodies(), ["money"; 3]);
 }
 
 #[tokio::test]
-async fn a_request_that_waits_for_its_retry_holds_no_permit() {
-    let server = Server::start([status(429), status(200)]);
+async fn delayed_retry_holds_no_concurrency_permit() {
+    let server = start_server([status(429), status(200)]);
     let day = Duration::from_secs(24 * 60 * 60);
     let policy = RetryPolicy::new()
         .backoff(backoff_fn(move || iter::repeat(day)))
@@ -109,30 +109,38 @@ async fn a_request_that_waits_for_its_retry_holds_no_permit() {
         .layer(RetryLayer::new(policy))
         .concurrency_limit(1)
         .service(client());
-    let mut waiting = tokio::spawn(stack.clone().oneshot(server.request(Method::PUT, "first")));
-    server.arrived(1).await;
-    let response = within(stack.oneshot(server.request(Method::PUT, "second"))).await;
+    let mut delayed = tokio::spawn(stack.clone().oneshot(request_to(
+        &server,
+        Method::PUT,
+        "first",
+    )));
+    server.body(0).await.unwrap();
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::PUT, "second"))).await;
     assert_eq!(response.unwrap().status(), 200);
     assert_eq!(server.bodies(), ["first", "second"]);
-    let waiting = tokio::time::timeout(Duration::ZERO, &mut waiting).await;
-    assert!(waiting.is_err(), "a day is not over");
+    let delayed = tokio::time::timeout(Duration::ZERO, &mut delayed).await;
+    assert!(delayed.is_err(), "the delay is a day");
 }
 
-/// What sheds load says so at once; a retry would be the opposite.
+/// A retry would defeat load shedding.
 #[tokio::test]
 async fn shed_load_is_not_retried() {
-    let server = Server::start([Answer::Silence]);
+    let server = start_server([silence()]);
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
         .load_shed()
         .concurrency_limit(1)
         .service(client());
-    let busy = tokio::spawn(stack.clone().oneshot(server.request(Method::PUT, "first")));
-    server.arrived(1).await;
+    let busy = tokio::spawn(
+        stack
+            .clone()
+            .oneshot(request_to(&server, Method::PUT, "first")),
+    );
+    server.body(0).await.unwrap();
     let outcome = OutcomeHandle::new();
-    let mut request = server.request(Method::PUT, "second");
+    let mut request = request_to(&server, Method::PUT, "second");
     request.extensions_mut().insert(outcome.clone());
-    let error = within(stack.oneshot(request)).await.unwrap_err();
+    let error = with_timeout(stack.oneshot(request)).await.unwrap_err();
     assert!(error.is::<Overloaded>());
     let outcome = outcome.get().unwrap();
     assert_eq!(outcome.give_up_reason(), Some(GiveUpReason::NotRetryable));
@@ -140,13 +148,13 @@ async fn shed_load_is_not_retried() {
 }
 
 #[tokio::test]
-async fn an_attempt_that_times_out_is_made_again() {
-    let server = Server::start([Answer::Silence, status(200)]);
+async fn timed_out_attempt_is_retried() {
+    let server = start_server([silence(), status(200)]);
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy()))
         .timeout(Duration::from_millis(500))
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::PUT, "money"))).await;
     assert_eq!(
         RetryOutcome::from_response(&response.unwrap()).attempts(),
         2
@@ -155,27 +163,26 @@ async fn an_attempt_that_times_out_is_made_again() {
 }
 
 #[tokio::test]
-async fn a_timeout_above_ends_all_attempts() {
-    let server = Server::start([status(429), Answer::Silence]);
+async fn timeout_above_cancels_retries() {
+    let server = start_server([status(429), silence()]);
     let stack = ServiceBuilder::new()
         .timeout(Duration::from_millis(500))
         .layer(RetryLayer::new(policy()))
         .map_err(BoxError::from)
         .service(client());
-    let error = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
+    let error = with_timeout(stack.oneshot(request_to(&server, Method::PUT, "money"))).await;
     assert!(error.err().unwrap().is::<Elapsed>());
     assert_eq!(server.bodies(), ["money"; 2]);
 }
 
-/// `option_layer` does not fit, since the layer changes the types of the bodies: no retries are a
-/// policy.
+/// `option_layer` cannot disable the layer, because the layer changes the types of the bodies.
 #[tokio::test]
-async fn a_layer_that_is_switched_off() {
-    let server = Server::start([status(429)]);
+async fn zero_max_retries_disables_retries() {
+    let server = start_server([status(429)]);
     let stack = ServiceBuilder::new()
         .layer(RetryLayer::new(policy().max_retries(0)))
         .service(client());
-    let response = within(stack.oneshot(server.request(Method::PUT, "money"))).await;
+    let response = with_timeout(stack.oneshot(request_to(&server, Method::PUT, "money"))).await;
     assert_eq!(response.unwrap().status(), 429);
     assert_eq!(server.bodies(), ["money"]);
 }
@@ -185,8 +192,8 @@ fn client() -> Client<HttpConnector, ReplayBody<Full<Bytes>>> {
 }
 
 const _: () = {
-    const fn fits_into_a_task<S: Service<R, Future: Send> + Clone + Send + Sync, R>() {}
-    fits_into_a_task::<
+    const fn assert_fits_task<S: Service<R, Future: Send> + Clone + Send + Sync, R>() {}
+    assert_fits_task::<
         tower_http_retry::Retry<Client<HttpConnector, ReplayBody<Full<Bytes>>>>,
         Request<Full<Bytes>>,
     >()
