@@ -26,7 +26,7 @@ fn metrics_are_exported_and_described() {
         tower_http_retry::describe_metrics();
         runtime.block_on(async {
             let policy = policy_with_delay(2 * SECOND)
-                .name("accounts")
+                .client_name("accounts")
                 .max_retries(2)
                 .rate_gate(RateGate::new());
             let server = ScriptedServer::new([200, 504, 200, 504, 504, 504, 404]);

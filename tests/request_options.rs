@@ -23,8 +23,8 @@ use tower_http_retry::{
 };
 
 use common::{
-    IntoReply, RequestBody, RequestExt, RetryResponse, SECOND, ScriptedServer, give_up_reason,
-    policy_with_delay, request, run_script,
+    IntoReply, RequestBody, RequestExt, ResponseExt, RetryResponse, SECOND, ScriptedServer,
+    give_up_reason, policy_with_delay, request, response, run_script,
 };
 
 fn policy() -> RetryPolicy {
@@ -32,9 +32,9 @@ fn policy() -> RetryPolicy {
 }
 
 /// Creates keys that count up from 0.
-fn counting_keys() -> IdempotencyKey {
+fn counting_keys() -> impl MakeIdempotencyKey {
     let count = AtomicU64::new(0);
-    IdempotencyKey::from_fn(move || Some(count.fetch_add(1, Ordering::Relaxed).into()))
+    move |_: &Request<()>| Some(count.fetch_add(1, Ordering::Relaxed).into())
 }
 
 /// The results of some calls, and the requests that the server received.
@@ -108,7 +108,7 @@ async fn idempotency_key_is_only_added_if_needed() {
 
 #[tokio::test(start_paused = true)]
 async fn post_is_not_retried_if_generator_returns_no_key() {
-    let policy = policy().idempotency_key(IdempotencyKey::from_fn(|| None));
+    let policy = policy().idempotency_key(|_: &Request<()>| None);
     let calls = Calls::run(policy, [request("POST")], [504]).await;
     assert_eq!(
         calls.outcomes()[0].give_up_reason(),
@@ -178,7 +178,7 @@ async fn callbacks_receive_retries_and_give_ups() {
                 retries.lock().unwrap().push(text);
             })
             .on_give_up(move |event| {
-                let (kind, reason) = (event.kind(), event.give_up_reason());
+                let (kind, reason) = (event.kind(), event.reason());
                 let (status, attempts) = (event.status(), event.outcome().attempts());
                 let text = format!("{kind} {status:?} {attempts} {reason}");
                 give_ups.lock().unwrap().push(text);
@@ -225,16 +225,55 @@ async fn on_give_up_is_called_for_errors() {
     let (last_event, outcome) = (Arc::new(Mutex::new(None)), OutcomeHandle::new());
     let policy = {
         let last_event = last_event.clone();
-        policy().on_give_up(move |event| *last_event.lock().unwrap() = Some(*event))
+        policy().on_give_up(move |event| {
+            let error = event.error().unwrap();
+            let io_error = error.downcast_ref::<io::Error>().unwrap();
+            *last_event.lock().unwrap() = Some((
+                event.kind(),
+                (event.status(), event.reason()),
+                *event.outcome(),
+                io_error.kind(),
+            ));
+        })
     };
     let request = request("POST").with_extension(outcome.clone());
     let result = run_script(policy, request, [io::ErrorKind::ConnectionReset]).await;
     assert!(result.is_err());
     let event = last_event.lock().unwrap().take().unwrap();
-    assert_eq!(event.kind(), FailureKind::Disconnected);
+    let (kind, status_and_reason, event_outcome, io_error) = event;
+    assert_eq!(kind, FailureKind::Disconnected);
+    assert_eq!(status_and_reason, (None, GiveUpReason::NotIdempotent));
+    assert_eq!(outcome.get(), Some(event_outcome));
+    assert_eq!(io_error, io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test(start_paused = true)]
+async fn callbacks_receive_request_and_response_by_reference() {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let policy = {
+        let (retries, give_ups) = (events.clone(), events.clone());
+        let describe =
+            |method: &http::Method, uri: &http::Uri, headers: Option<&http::HeaderMap>| {
+                let server = headers.unwrap()["server"].to_str().unwrap();
+                format!("{method} {uri} {server}")
+            };
+        policy()
+            .on_retry(move |event| {
+                let text = describe(event.method(), event.uri(), event.headers());
+                retries.lock().unwrap().push(text);
+            })
+            .on_give_up(move |event| {
+                let text = describe(event.method(), event.uri(), event.headers());
+                give_ups.lock().unwrap().push(text);
+            })
+    };
+    let request = Request::put("https://api.example:8443/a/b?c=%20d")
+        .body(Default::default())
+        .unwrap();
+    let script = [504, 404].map(|status| response(status).with_header("server", "test"));
+    run_script(policy, request, script).await.unwrap();
     assert_eq!(
-        (event.status(), event.give_up_reason()),
-        (None, GiveUpReason::NotIdempotent)
+        *events.lock().unwrap(),
+        ["PUT https://api.example:8443/a/b?c=%20d test"; 2]
     );
-    assert_eq!(outcome.get().as_ref(), Some(event.outcome()));
 }

@@ -1,11 +1,16 @@
 //! Classifiers and failure classes other than the default.
 
-use http::StatusCode;
-use tower_http::classify::{
-    ClassifyResponse, ServerErrorsAsFailures, ServerErrorsFailureClass, SharedClassifier,
-    StatusInRangeAsFailures,
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
 };
-use tower_http_retry::{GiveUpReason, Retryability, RetryableFailure};
+
+use http::{Response, StatusCode};
+use tower_http::classify::{
+    ClassifiedResponse, ClassifyResponse, NeverClassifyEos, ServerErrorsAsFailures,
+    ServerErrorsFailureClass, SharedClassifier, StatusInRangeAsFailures,
+};
+use tower_http_retry::{FailureKind, GiveUpReason, Retryability, RetryableFailure};
 
 use crate::common::{INVALID_TOKEN, give_up_reason};
 
@@ -78,4 +83,76 @@ async fn status_range_classifier_retries_429() {
         .await
         .unwrap();
     assert_eq!(response.status(), 200);
+}
+
+/// Classifies a 200 with the header `x-error` as a failure of the kind `hidden_error`.
+#[derive(Clone, Copy)]
+struct HiddenErrors;
+
+struct HiddenError;
+
+impl RetryableFailure for HiddenError {
+    fn retryability(&self) -> Retryability {
+        Retryability::Always
+    }
+
+    fn kind(&self) -> Option<FailureKind> {
+        Some(FailureKind::Custom("hidden_error"))
+    }
+}
+
+impl ClassifyResponse for HiddenErrors {
+    type FailureClass = HiddenError;
+    type ClassifyEos = NeverClassifyEos<HiddenError>;
+
+    fn classify_response<B>(
+        self,
+        response: &Response<B>,
+    ) -> ClassifiedResponse<HiddenError, Self::ClassifyEos> {
+        ClassifiedResponse::Ready(match response.headers().contains_key("x-error") {
+            true => Err(HiddenError),
+            false => Ok(()),
+        })
+    }
+
+    fn classify_error<E: fmt::Display + 'static>(self, _: &E) -> HiddenError {
+        HiddenError
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn custom_failure_kind_reaches_callbacks() {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let policy = {
+        let (retries, give_ups) = (events.clone(), events.clone());
+        policy()
+            .max_retries(1)
+            .on_retry(move |event| {
+                let event = (event.kind(), event.status().map(|status| status.as_u16()));
+                retries.lock().unwrap().push(event);
+            })
+            .on_give_up(move |event| {
+                let event = (event.kind(), event.status().map(|status| status.as_u16()));
+                give_ups.lock().unwrap().push(event);
+            })
+            .classifier(SharedClassifier::new(HiddenErrors))
+    };
+    let script = [200, 200].map(|status| response(status).with_header("x-error", "1"));
+    let response = run_script(policy, request("GET"), script).await.unwrap();
+    assert_eq!(
+        give_up_reason(&response),
+        Some(GiveUpReason::RetriesExhausted)
+    );
+    let event = (FailureKind::Custom("hidden_error"), Some(200));
+    assert_eq!(*events.lock().unwrap(), [event; 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn invalid_token_header_gives_up_with_custom_failure_class() {
+    let reply = response(200)
+        .with_header("x-error", "1")
+        .with_header("www-authenticate", "Bearer error=\"invalid_token\"");
+    let policy = policy().classifier(SharedClassifier::new(HiddenErrors));
+    let response = run_script(policy, request("GET"), [reply]).await.unwrap();
+    assert_eq!(give_up_reason(&response), Some(GiveUpReason::InvalidToken));
 }

@@ -10,7 +10,7 @@ use std::{
 use futures_util::poll;
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer};
-use tower_http_retry::{OutcomeHandle, RetryLayer};
+use tower_http_retry::{GiveUpReason, OutcomeHandle, RetryLayer};
 
 use crate::common::ScriptedServer;
 
@@ -90,5 +90,10 @@ async fn ready_error_before_retry_is_returned() {
     server.send_error("broken for good");
     let error = call.await.unwrap_err();
     assert!(error.to_string().contains("broken for good"), "{error}");
-    assert_eq!(outcome.get().map(|outcome| outcome.attempts()), Some(1));
+    let outcome = outcome.get().unwrap();
+    assert_eq!(outcome.attempts(), 1);
+    assert_eq!(
+        outcome.give_up_reason(),
+        Some(GiveUpReason::ServiceNotReady)
+    );
 }

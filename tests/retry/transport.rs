@@ -65,3 +65,19 @@ async fn inner_timeout_is_retried() {
     assert_eq!(client.oneshot(request("GET")).await.unwrap().status(), 200);
     assert_eq!(start.elapsed(), SECOND + DELAY);
 }
+
+#[tokio::test(start_paused = true)]
+async fn errors_of_another_major_version_are_not_recognized() {
+    let error: BoxError = Elapsed::new().into();
+    let foreign: BoxError = tower_04::timeout::error::Elapsed::new().into();
+    assert_eq!(error.to_string(), foreign.to_string());
+    for (error, attempts) in [(error, 2), (foreign, 1)] {
+        let mut script = vec![Err(error)];
+        script.extend((attempts == 2).then_some(Ok(200)));
+        let outcome = OutcomeHandle::new();
+        let request = request("GET").with_extension(outcome.clone());
+        let result = run_script(policy(), request, script).await;
+        assert_eq!(result.is_ok(), attempts == 2);
+        assert_eq!(outcome.get().unwrap().attempts(), attempts);
+    }
+}
