@@ -1,98 +1,125 @@
-//! A [`tower`] layer that makes any HTTP client service retry what is worth retrying, and nothing
-//! else.
+//! A [`tower`] layer that retries failed HTTP requests when it is safe to do so.
 //!
-//! It wraps any `Service<http::Request<_>, Response = http::Response<_>> + Clone`, reads each result
-//! against a documented error contract, sends again what can safely be sent again, and hands every other
-//! failure to the caller at once. Waits run on tokio: its runtime needs the timer.
+//! [`RetryLayer`] wraps any `Service<http::Request<_>, Response = http::Response<_>> + Clone`. It
+//! classifies each result by a documented error contract, retries the requests that are safe to retry, and
+//! returns every other failure to the caller at once.
 //!
 //! ```text
-//! request ─▶ keep what a resend needs ─▶ attempt ─▶ classify ─▶ decide ──▶ return, with the outcome
-//!             (head, replayable body)       ▲                      │
-//!                                           │                      ▼
-//!                                    ready again ◀── wait ◀── read and drop the failed response
+//! request ─▶ save head and body ─▶ attempt ─▶ classify ─▶ decide ──▶ return, with the outcome
+//!                                     ▲                      │
+//!                                     │                      ▼
+//!                                 poll_ready ◀── delay ◀── inspect and drain the failed response
 //! ```
 //!
-//! A success at the first attempt is passed through untouched. After a failure the layer decides, in
-//! this order:
+//! # What is retried
 //!
-//! 1. A `WWW-Authenticate` header says `invalid_token`: [`GiveUpReason::InvalidToken`].
-//! 2. The class says never: [`GiveUpReason::NotRetryable`].
-//! 3. The retries are used up or the schedule has ended: [`GiveUpReason::RetriesExhausted`].
-//! 4. The server might have acted on the request, and repeating it is not safe:
-//!    [`GiveUpReason::NotIdempotent`].
-//! 5. The request body cannot be sent again whole: [`GiveUpReason::BodyNotReplayable`].
-//! 6. The wait, which is the server's `Retry-After` plus the next delay of the schedule, would end
-//!    past the deadline ([`RetryPolicy::max_elapsed`]): [`GiveUpReason::DeadlineExceeded`], now and not
-//!    after sleeping.
-//! 7. The user's own function says no ([`RetryPolicy::retry_filter`]): [`GiveUpReason::Vetoed`].
-//! 8. The budget has nothing left: [`GiveUpReason::BudgetExhausted`].
+//! The default is the documented contract of the Mondo bank API. **502, 503 and 408 are not retried** unless
+//! the policy says so ([`RetryPolicy::classify_status`]).
 //!
-//! A response that is stopped so reaches the caller unread. Otherwise the start of its body is looked
-//! into: `"error": "invalid_token"` stops too, and the caller gets the response whole. The rest is
-//! read and dropped, so that the connection can be used again; then comes the wait, counted from the
-//! failure, and the inner service is made ready for the next attempt.
+//! | result | retried |
+//! | --- | --- |
+//! | 1xx, 2xx, 3xx | no: success |
+//! | 429 | for any method: it was rejected before it was processed |
+//! | 500, 504 | if the request is idempotent |
+//! | other 4xx and 5xx | never |
+//! | `invalid_token`, in the body or in `WWW-Authenticate` | never, whatever the status |
+//! | the request did not reach the server | for any method |
+//! | timeout, connection lost | if the request is idempotent |
+//! | other errors of the inner service | never |
 //!
-//! With a [`RateGate`], each attempt waits for its turn first; where that would come past the deadline,
-//! the call ends with a 429 of the layer's own ([`GiveUpReason::RateGated`]).
+//! A request is idempotent if its method is (RFC 9110 §9.2.2), if it has an `Idempotency-Key` header, or if
+//! its [`RequestOptions`] say so.
 //!
-//! # Example
+//! # Quick start
 //!
 //! ```
 //! use bytes::Bytes;
-//! use http::{Request, Response, StatusCode};
-//! use http_body_util::Empty;
-//! use tower::{Service, ServiceBuilder, ServiceExt};
+//! use http::Request;
+//! use http_body_util::Full;
+//! use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+//! use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 //! use tower_http_retry::{RetryLayer, RetryOutcome, RetryPolicy};
 //!
-//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
-//! # async fn main() -> Result<(), tower::BoxError> {
-//! // Stands for any HTTP client: it is over the rate limit once, then fine.
-//! let mut answers = vec![StatusCode::OK, StatusCode::TOO_MANY_REQUESTS];
-//! let (client, handle) = tower_test::mock::pair();
-//! tokio::spawn(async move {
-//!     tokio::pin!(handle);
-//!     while let Some((_request, reply)) = handle.next_request().await {
-//!         let mut response = Response::new(Empty::<Bytes>::new());
-//!         *response.status_mut() = answers.pop().unwrap_or_default();
-//!         reply.send_response(response);
-//!     }
-//! });
-//!
+//! # async fn get() -> Result<(), BoxError> {
 //! let mut client = ServiceBuilder::new()
 //!     .layer(RetryLayer::new(RetryPolicy::new()))
-//!     .service(client);
+//!     .service(Client::builder(TokioExecutor::new()).build_http());
 //!
-//! let request = Request::get("http://api.example/accounts").body(Empty::<Bytes>::new())?;
+//! let request = Request::get("http://api.example/accounts").body(Full::<Bytes>::default())?;
 //! let response = client.ready().await?.call(request).await?;
-//! assert_eq!(response.status(), StatusCode::OK);
-//! assert_eq!(RetryOutcome::from_response(&response).attempts(), 2);
+//!
+//! let outcome = RetryOutcome::from_response(&response);
+//! println!("{} after {} attempts", response.status(), outcome.attempts());
 //! # Ok(())
 //! # }
 //! ```
 //!
+//! # Order of decisions
+//!
+//! A success at the first attempt is returned untouched. After a failure, the layer checks in this order:
+//!
+//! 1. `WWW-Authenticate` contains `error="invalid_token"`: [`GiveUpReason::InvalidToken`].
+//! 2. The classifier marks the failure as never retryable: [`GiveUpReason::NotRetryable`].
+//! 3. The maximum number of retries is reached, or the backoff has ended:
+//!    [`GiveUpReason::RetriesExhausted`].
+//! 4. The server may have processed the request, and the request is not idempotent:
+//!    [`GiveUpReason::NotIdempotent`].
+//! 5. The request body cannot be replayed whole: [`GiveUpReason::BodyNotReplayable`].
+//! 6. The delay, which is the server's `Retry-After` plus the backoff delay, would end after the deadline
+//!    ([`RetryPolicy::max_elapsed`]): [`GiveUpReason::DeadlineExceeded`], at once and not after sleeping.
+//! 7. The retry filter returns false ([`RetryPolicy::retry_filter`]): [`GiveUpReason::Vetoed`].
+//! 8. The retry budget is exhausted: [`GiveUpReason::BudgetExhausted`].
+//!
+//! In all of these cases the response is returned with its body untouched. Otherwise the beginning of
+//! the body is inspected: `"error": "invalid_token"` gives up too, and the response is returned whole. The
+//! rest is drained, so that the connection can be reused. The delay is measured from the failure. After it, the
+//! inner service is polled until it is ready for the next attempt; if that fails, its error is returned
+//! ([`GiveUpReason::ServiceNotReady`]).
+//!
+//! With a [`RateGate`], each attempt first acquires a permit. If the permit would come after the deadline, the
+//! call ends with a local 429 ([`GiveUpReason::RateGated`]).
+//!
+//! # Types by use
+//!
+//! | use | types |
+//! | --- | --- |
+//! | start here | [`RetryLayer`], [`Retry`], [`RetryPolicy`], [`ServiceBuilderExt`] |
+//! | configure | [`RetryConfig`], [`RequestOptions`], [`Backoff`], [`ExponentialBackoff`], [`backoff_fn`], [`MakeIdempotencyKey`], [`InvalidConfig`] |
+//! | classify | [`ApiErrorsAsFailures`], [`ApiFailureClass`], [`FailureKind`], [`Retryability`], [`RetryableFailure`] |
+//! | outcomes | [`RetryOutcome`], [`GiveUpReason`], [`OutcomeHandle`], [`RetryEvent`], [`GiveUpEvent`] |
+//! | storms | [`RetryBudget`], [`BudgetConfig`], [`RateGate`] |
+//! | errors | [`ErrorForStatusLayer`], [`error_for_status`](fn@error_for_status), [`Error`], [`ApiError`], [`TransportError`], [`RateGatedError`] |
+//! | bodies | [`ReplayBody`], [`ResponseBody`], [`Superseded`] |
+//!
+//! The guides on docs.rs, in the module `guide`, cover stacks for common clients, tuning, observability
+//! and retry storms.
+//!
 //! # Spans and events
 //!
-//! With the target `tower_http_retry`: one span `http_attempt` (INFO) per attempt, a child of the span
-//! in which the service was called, with the fields of OpenTelemetry's semantic conventions for HTTP
+//! With the target `tower_http_retry`: one span `http_attempt` (INFO) per attempt, a child of the span in
+//! which the service was called, with the fields of OpenTelemetry's semantic conventions for HTTP
 //! clients: `otel.name`, `otel.kind`, `otel.status_code`, `http.request.method`,
 //! `http.request.resend_count` (absent on the first attempt), `http.response.status_code`,
-//! `server.address`, `server.port`, `error.type`. `url.full` is left out on purpose: it may hold
-//! secrets. Before each retry the event `retrying` (DEBUG), and at the end of a failure `giving up`
-//! (DEBUG where the first attempt's failure was not to be retried, otherwise WARN). The first has the
-//! fields `error.type`, `delay` and `http.request.resend_count`; the second `give_up_reason`, `attempts` and
-//! `waited`.
+//! `server.address`, `server.port`, `error.type`. `url.full` is left out on purpose: it may contain
+//! secrets. One event `retrying` (DEBUG) before each retry, with `error.type`, `delay` and
+//! `http.request.resend_count`. One event `giving up` after a failure, with `give_up_reason`, `attempts` and
+//! `total_delay`: DEBUG if the first failure was not retryable, otherwise WARN.
+//!
+//! # Runtime
+//!
+//! Delays use tokio timers; the runtime must have time enabled.
 //!
 //! # Features
 //!
-//! - `hyper` (on by default): reads the errors of hyper-util's client, of hyper and of h2.
-//! - `metrics`: counts requests, attempts, retries and stops; see `describe_metrics`.
-//! - `serde`: `RetrySettings`, the settings as a configuration file has them.
-//! - `uuid`: idempotency keys that are UUIDs.
-//! - `backoff`: the schedules of the crate `backoff`. Off by default, since it and its dependency
+//! - `hyper` (default): recognizes the errors of hyper-util's client, hyper and h2.
+//! - `metrics`: emits metrics through the `metrics` facade, see `describe_metrics`.
+//! - `serde`: deserializes [`RetryPolicy`].
+//! - `uuid`: idempotency keys that are UUIDs, see `MakeIdempotencyUuid`.
+//! - `backoff`: the strategies of the crate `backoff`. Off by default, as the crate and its dependency
 //!   `instant` are unmaintained (RUSTSEC-2025-0012, RUSTSEC-2024-0384).
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// What a caller or a server sends must not be able to make it panic.
+// No input from a caller or a server may cause a panic.
 #![cfg_attr(
     not(test),
     warn(
@@ -103,11 +130,10 @@
     )
 )]
 
+// In the order in which a request passes through them; blank lines keep rustfmt from sorting.
 mod builder;
 
 mod retry;
-
-mod events;
 
 mod body;
 
@@ -115,23 +141,28 @@ mod classify;
 
 mod policy;
 
-mod retry_after;
-
 mod backoff;
+
+mod retry_after;
 
 mod budget;
 
 mod rate_gate;
 
-mod invalid_config;
-
 mod outcome;
+
+mod events;
 
 mod telemetry;
 
 mod error_for_status;
 
+mod invalid_config;
+
 mod sync;
+
+#[cfg(any(doc, doctest))]
+pub mod guide;
 
 /// The futures of [`Retry`] and [`ErrorForStatus`].
 pub mod future {
@@ -159,7 +190,6 @@ pub use self::{
 #[cfg(feature = "uuid")]
 #[cfg_attr(docsrs, doc(cfg(feature = "uuid")))]
 pub use self::policy::MakeIdempotencyUuid;
-
 #[cfg(feature = "metrics")]
 #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
 pub use self::telemetry::describe_metrics;
