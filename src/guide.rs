@@ -10,7 +10,7 @@ pub mod stacks {}
 #[doc = include_str!("../docs/tuning.md")]
 pub mod tuning {}
 
-/// What the layer reports, and where.
+/// Outcomes, spans, events, metrics and callbacks.
 #[doc = include_str!("../docs/observability.md")]
 pub mod observability {}
 
