@@ -182,7 +182,10 @@ pub use self::{
     events::{GiveUpEvent, RetryEvent},
     invalid_config::InvalidConfig,
     outcome::{GiveUpReason, OutcomeHandle, RetryOutcome},
-    policy::{BudgetConfig, MakeIdempotencyKey, RequestOptions, RetryConfig, RetryPolicy, Shared},
+    policy::{
+        BudgetConfig, MakeIdempotencyKey, OnGiveUp, OnRetry, RequestOptions, RetryConfig,
+        RetryFilter, RetryPolicy, Shared,
+    },
     rate_gate::RateGate,
     retry::{Retry, RetryLayer},
 };

@@ -7,7 +7,7 @@ use http::StatusCode;
 /// The kind of a failure.
 ///
 /// [`NotSent`](Self::NotSent), [`Timeout`](Self::Timeout), [`Disconnected`](Self::Disconnected) and
-/// [`Other`](Self::Other) describe errors of the inner service. The following errors are recognised:
+/// [`Other`](Self::Other) describe errors of the inner service. The following errors are recognized:
 ///
 /// - [`std::io::Error`]
 /// - the timeout errors of tower and tokio

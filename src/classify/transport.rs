@@ -8,7 +8,7 @@ use super::kind::FailureKind;
 
 /// Returns the kind of an error: `NotSent`, `Timeout`, `Disconnected` or `Other`.
 ///
-/// It is the kind of the outermost recognised error in the chain of sources.
+/// It is the kind of the outermost recognized error in the chain of sources.
 pub(crate) fn classify_error<E: 'static>(error: &E) -> FailureKind {
     as_error(error).map_or(FailureKind::Other, classify_chain)
 }
@@ -30,7 +30,7 @@ pub(crate) fn is_graceful_goaway<E: 'static>(_: &E) -> bool {
     false
 }
 
-/// Downcasts `E`, which need not implement [`Error`], to a recognised error type.
+/// Downcasts `E`, which need not implement [`Error`], to a recognized error type.
 pub(crate) fn as_error<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
     let any: &dyn Any = error;
     if let Some(boxed) = any.downcast_ref::<BoxError>() {

@@ -63,11 +63,11 @@ pub struct RetryConfig {
     /// Request header that carries the attempt number on retries. Default: none.
     pub attempt_header: Option<HeaderName>,
     /// Callback before each retry. Default: none.
-    pub on_retry: Option<Shared<dyn Fn(&RetryEvent<'_>) + Send + Sync>>,
+    pub on_retry: Option<Shared<OnRetry>>,
     /// Callback for each failure that is returned to the caller. Default: none.
-    pub on_give_up: Option<Shared<dyn Fn(&GiveUpEvent<'_>) + Send + Sync>>,
+    pub on_give_up: Option<Shared<OnGiveUp>>,
     /// Filter that can veto a retry. Default: none.
-    pub retry_filter: Option<Shared<dyn Fn(&RetryEvent<'_>) -> bool + Send + Sync>>,
+    pub retry_filter: Option<Shared<RetryFilter>>,
     /// Value of the label `client` of all metrics. Default: `default`.
     pub client_name: Arc<str>,
 }
@@ -152,6 +152,15 @@ pub enum BudgetConfig {
     /// Retries are not limited by a budget.
     Disabled,
 }
+
+/// A callback set by [`RetryPolicy::on_retry`](crate::RetryPolicy::on_retry).
+pub type OnRetry = dyn Fn(&RetryEvent<'_>) + Send + Sync;
+
+/// A callback set by [`RetryPolicy::on_give_up`](crate::RetryPolicy::on_give_up).
+pub type OnGiveUp = dyn Fn(&GiveUpEvent<'_>) + Send + Sync;
+
+/// A filter set by [`RetryPolicy::retry_filter`](crate::RetryPolicy::retry_filter).
+pub type RetryFilter = dyn Fn(&RetryEvent<'_>) -> bool + Send + Sync;
 
 /// A callback or a generator that the clones of a policy share. `Debug` does not show its content.
 ///

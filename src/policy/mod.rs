@@ -23,7 +23,7 @@ use crate::{
 #[cfg(feature = "uuid")]
 pub use self::idempotency::MakeIdempotencyUuid;
 pub use self::{
-    config::{BudgetConfig, RetryConfig, Shared},
+    config::{BudgetConfig, OnGiveUp, OnRetry, RetryConfig, RetryFilter, Shared},
     idempotency::{MakeIdempotencyKey, RequestOptions},
 };
 

@@ -1,4 +1,4 @@
-//! The end of a request: its outcome, and who learns it.
+//! Finishes a request, and reports its outcome.
 
 use std::{error::Error, time::Duration};
 
