@@ -21,8 +21,8 @@ use std::{
 use tokio::{task::JoinHandle, time::Instant};
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer};
 use tower_http_retry::{
-    ErrorForStatusLayer, GiveUpReason, RateGate, Retry, RetryBudget, RetryLayer, RetryOutcome,
-    RetryPolicy,
+    Error, ErrorForStatusLayer, GiveUpReason, RateGate, Retry, RetryBudget, RetryLayer,
+    RetryOutcome, RetryPolicy,
 };
 
 use common::{
@@ -208,6 +208,11 @@ async fn error_for_status_marks_local_429() {
         error.to_string(),
         "429 Too Many Requests: over the rate limit, back off (never sent, held back by the rate gate)"
     );
+    // The server did not respond.
+    assert!(matches!(error, Error::RateGated(_)), "{error:?}");
+    assert_eq!(error.status(), None);
+    assert_eq!(error.outcome().attempts(), 0);
+    assert!(error.retry_after().is_some_and(|delay| delay > 29 * SECOND));
 }
 
 #[tokio::test(start_paused = true)]

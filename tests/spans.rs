@@ -16,7 +16,11 @@ use std::{
 
 use http::Request;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_http_retry::RetryLayer;
+use tower_http::classify::{
+    ClassifyResponse, MakeClassifier, SharedClassifier, StatusInRangeAsFailures,
+    StatusInRangeFailureClass,
+};
+use tower_http_retry::{FailureKind, RetryLayer, RetryPolicy, Retryability, RetryableFailure};
 use tracing::{
     Instrument, Level, Subscriber,
     field::{Field, Visit},
@@ -92,8 +96,20 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> tracing_subscriber::Layer<S> for Re
     }
 }
 
-/// Makes a call in a span named `caller`, and returns the other spans and the events.
 async fn record_call(request: Request<RequestBody>, script: &Script) -> Vec<Record> {
+    record_call_with(policy_with_delay(10 * MS), request, script).await
+}
+
+/// Makes a call in a span named `caller`, and returns the other spans and the events.
+async fn record_call_with<C>(
+    policy: RetryPolicy<C>,
+    request: Request<RequestBody>,
+    script: &Script,
+) -> Vec<Record>
+where
+    C: MakeClassifier,
+    C::FailureClass: RetryableFailure,
+{
     let recorder = Recorder::default();
     let subscriber = tracing_subscriber::registry().with(recorder.clone());
     let _default = subscriber.set_default();
@@ -109,7 +125,7 @@ async fn record_call(request: Request<RequestBody>, script: &Script) -> Vec<Reco
         tracing::info!("inside");
         server.clone().oneshot(request).await
     });
-    let client = RetryLayer::new(policy_with_delay(10 * MS)).layer(inner);
+    let client = RetryLayer::new(policy).layer(inner);
     let call = client
         .oneshot(request)
         .instrument(tracing::info_span!("caller"));
@@ -297,4 +313,31 @@ async fn spans_and_events_contain_no_secrets() {
         assert!(!records.is_empty());
         assert!(!format!("{records:?}").contains("TOPSECRET"), "{records:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn custom_failure_kind_is_the_error_type() {
+    struct NoContent;
+
+    impl RetryableFailure for NoContent {
+        fn retryability(&self) -> Retryability {
+            Retryability::Always
+        }
+
+        fn kind(&self) -> Option<FailureKind> {
+            Some(FailureKind::Custom("no_content"))
+        }
+    }
+
+    let to_class: fn(StatusInRangeFailureClass) -> NoContent = |_| NoContent;
+    let classifier = StatusInRangeAsFailures::new(204..=204).map_failure_class(to_class);
+    let policy = policy_with_delay(10 * MS).classifier(SharedClassifier::new(classifier));
+    let script = [Ok(204), Ok(200)];
+    let records = record_call_with(policy, secret_request("GET"), &script).await;
+    let attempts = with_name(&records, "http_attempt");
+    assert_eq!(attempts[0].fields["http.response.status_code"], "204");
+    assert_eq!(attempts[0].fields["error.type"], "no_content");
+    assert!(!attempts[1].fields.contains_key("error.type"));
+    let retries = with_name(&records, "retrying");
+    assert_eq!(retries[0].fields["error.type"], "no_content");
 }
