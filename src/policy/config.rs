@@ -44,6 +44,9 @@ pub struct RetryConfig {
     /// Maximum number of bytes of a failed response that are inspected. Default: 16 KiB; an error
     /// object is small.
     pub inspect_limit: usize,
+    /// Whether a 400, 401 or 403 is inspected for `invalid_token` too. Default: false; the status alone
+    /// prevents a retry.
+    pub inspect_token_errors: bool,
     /// Maximum number of further bytes of a failed response that are drained. Default: 256 KiB; a
     /// drained response leaves its connection reusable.
     pub drain_limit: usize,
@@ -80,6 +83,7 @@ impl Default for RetryConfig {
             max_elapsed: Duration::from_secs(60),
             replay_limit: 64 * 1024,
             inspect_limit: 16 * 1024,
+            inspect_token_errors: false,
             drain_limit: 256 * 1024,
             discard_timeout: Duration::from_secs(1),
             retry_non_idempotent: false,

@@ -68,7 +68,7 @@ pub use self::{
 /// | `backoff` | `base` and `cap`, both durations |
 /// | `max_elapsed`, `discard_timeout` | duration |
 /// | `replay_limit`, `inspect_limit`, `drain_limit` | bytes |
-/// | `retry_non_idempotent` | boolean |
+/// | `inspect_token_errors`, `retry_non_idempotent` | boolean |
 /// | `budget` | `capacity` and `cost`, both positive numbers; or `"disabled"` |
 /// | `rate_gate` | boolean: a gate for all layers made from the policy |
 /// | `idempotency_key` | `"quoted"` or `"unquoted"`: a UUID; requires the feature `uuid` |
@@ -210,6 +210,17 @@ impl<C> RetryPolicy<C> {
     #[must_use]
     pub fn inspect_limit(mut self, bytes: usize) -> Self {
         self.config.inspect_limit = bytes;
+        self
+    }
+
+    /// Sets whether the body of a 400, 401 or 403 is inspected for `invalid_token` too. Default: false.
+    ///
+    /// Such a response is never retried, and returned whole either way. With `true`, a token error in its
+    /// body is reported as [`GiveUpReason::InvalidToken`](crate::GiveUpReason::InvalidToken), for a layer
+    /// outside that refreshes the token.
+    #[must_use]
+    pub fn inspect_token_errors(mut self, inspect: bool) -> Self {
+        self.config.inspect_token_errors = inspect;
         self
     }
 

@@ -32,6 +32,8 @@ pub(super) struct Settings {
     replay_limit: Option<usize>,
     #[serde(deserialize_with = "keyed::inspect_limit")]
     inspect_limit: Option<usize>,
+    #[serde(deserialize_with = "keyed::inspect_token_errors")]
+    inspect_token_errors: Option<bool>,
     #[serde(deserialize_with = "keyed::drain_limit")]
     drain_limit: Option<usize>,
     #[serde(deserialize_with = "keyed::discard_timeout")]
@@ -72,6 +74,7 @@ mod keyed {
         max_elapsed: HumanDuration,
         replay_limit: usize,
         inspect_limit: usize,
+        inspect_token_errors: bool,
         drain_limit: usize,
         discard_timeout: HumanDuration,
         retry_non_idempotent: bool,
@@ -169,6 +172,7 @@ impl TryFrom<Settings> for RetryPolicy {
             max_elapsed,
             replay_limit,
             inspect_limit,
+            inspect_token_errors,
             drain_limit,
             discard_timeout,
             retry_non_idempotent,
@@ -188,6 +192,7 @@ impl TryFrom<Settings> for RetryPolicy {
             max_elapsed: max_elapsed.map_or(default.max_elapsed, |limit| limit.0),
             replay_limit: replay_limit.unwrap_or(default.replay_limit),
             inspect_limit: inspect_limit.unwrap_or(default.inspect_limit),
+            inspect_token_errors: inspect_token_errors.unwrap_or(default.inspect_token_errors),
             drain_limit: drain_limit.unwrap_or(default.drain_limit),
             discard_timeout: discard_timeout.map_or(default.discard_timeout, |limit| limit.0),
             retry_non_idempotent: retry_non_idempotent.unwrap_or(default.retry_non_idempotent),

@@ -2,12 +2,13 @@ use http::{HeaderValue, Method, Request, Response};
 
 use super::*;
 
-pub(super) const FIELDS: [&str; 16] = [
+pub(super) const FIELDS: [&str; 17] = [
     "max_retries",
     "backoff",
     "max_elapsed",
     "replay_limit",
     "inspect_limit",
+    "inspect_token_errors",
     "drain_limit",
     "discard_timeout",
     "retry_non_idempotent",
@@ -30,6 +31,7 @@ fn debug_shows_every_setting() {
         max_elapsed: _,
         replay_limit: _,
         inspect_limit: _,
+        inspect_token_errors: _,
         drain_limit: _,
         discard_timeout: _,
         retry_non_idempotent: _,

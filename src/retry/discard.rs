@@ -20,24 +20,41 @@ use crate::{
 pub(super) struct DiscardingResponse<R: Body> {
     pub(super) parts: Parts,
     pub(super) planned: PlannedRetry,
+    pub(super) purpose: Purpose,
     body: PeekedBody<R>,
     inspected: bool,
     drain_remaining: usize,
 }
 
+/// What happens to the response after the inspection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// It is drained and dropped, and the request is retried.
+    Retry,
+    /// It is returned to the caller.
+    Return,
+}
+
 pub(super) enum Inspection {
     /// The body contains `"error": "invalid_token"`.
     InvalidToken,
-    /// The body was drained, or a limit was hit.
-    Discarded,
+    /// The body does not contain it, as far as it was inspected, and was drained or a limit was hit if
+    /// the request is retried.
+    Passed,
 }
 
 impl<R: Body> DiscardingResponse<R> {
-    pub(super) fn new(response: Response<R>, planned: PlannedRetry, config: &RetryConfig) -> Self {
+    pub(super) fn new(
+        response: Response<R>,
+        planned: PlannedRetry,
+        purpose: Purpose,
+        config: &RetryConfig,
+    ) -> Self {
         let (parts, body) = response.into_parts();
         Self {
             parts,
             planned,
+            purpose,
             body: PeekedBody::new(body),
             inspected: false,
             drain_remaining: config.drain_limit,
@@ -60,20 +77,21 @@ impl<R: Body> DiscardingResponse<R> {
                 return Poll::Ready(Inspection::InvalidToken);
             }
         }
-        if self
-            .body
-            .poll_discard(cx, &mut self.drain_remaining)
-            .is_pending()
+        if self.purpose == Purpose::Retry
+            && self
+                .body
+                .poll_discard(cx, &mut self.drain_remaining)
+                .is_pending()
         {
             ready!(timeout.poll(cx));
         }
-        Poll::Ready(Inspection::Discarded)
+        Poll::Ready(Inspection::Passed)
     }
 
     fn inspect(&self) -> Inspection {
         match invalid_token::in_body(&self.parts.headers, self.body.buffered()) {
             true => Inspection::InvalidToken,
-            false => Inspection::Discarded,
+            false => Inspection::Passed,
         }
     }
 

@@ -18,7 +18,7 @@ use tower_http::classify::MakeClassifier;
 use tower_service::Service;
 
 use super::{
-    discard::{DiscardingResponse, Inspection},
+    discard::{DiscardingResponse, Inspection, Purpose},
     saved_head::SavedHead,
     session::{self, Session, Step},
 };
@@ -63,7 +63,7 @@ pin_project! {
         // The inner service processes the request.
         // => Discarding, BackingOff or Done
         Attempting { #[pin] attempt: F },
-        // The attempt failed and will be retried; its response is inspected and drained.
+        // The attempt failed; its response is inspected, and drained if the request will be retried.
         // => BackingOff or Done
         Discarding { response: Option<Box<DiscardingResponse<R>>>, #[pin] timeout: Sleep },
         // The failed attempt has been discarded.
@@ -147,6 +147,7 @@ where
                 permit,
                 started,
                 attempts: 1,
+                finished: false,
                 retry: None,
             },
         }
@@ -231,11 +232,13 @@ where
         step: Step,
     ) -> Option<<Self as Future>::Output> {
         let mut this = self.project();
-        let Step::Discard(planned) = step else {
-            return Some(Ok(response.map(ResponseBody::passthrough)));
+        let (planned, purpose) = match step {
+            Step::Discard(planned) => (planned, Purpose::Retry),
+            Step::Inspect(planned) => (planned, Purpose::Return),
+            _ => return Some(Ok(response.map(ResponseBody::passthrough))),
         };
         let timeout = this.session.discard_timeout(planned.failed_at);
-        let response = DiscardingResponse::new(response, planned, this.session.config());
+        let response = DiscardingResponse::new(response, planned, purpose, this.session.config());
         this.state.set(State::Discarding {
             response: Some(Box::new(response)),
             timeout: sleep_until_saturating(planned.failed_at, timeout),
@@ -268,21 +271,29 @@ where
                     Some(response) => {
                         ready!(response.poll_discard(cx, timeout, this.session.config()))
                     }
-                    None => Inspection::Discarded,
+                    None => Inspection::Passed,
                 };
-                match (response.take(), inspection) {
-                    (Some(response), Inspection::InvalidToken) => {
-                        let planned = response.planned;
+                let Some(response) = response.take() else {
+                    polled_after_completion()
+                };
+                let planned = response.planned;
+                match (inspection, response.purpose) {
+                    (Inspection::Passed, Purpose::Retry) => {
+                        this.session.on_discarded(planned, &response.into_parts())
+                    }
+                    (inspection, _) => {
                         let mut response = response.into_response();
-                        this.session.on_invalid_token(planned, &mut response);
+                        match inspection {
+                            Inspection::InvalidToken => {
+                                this.session.on_invalid_token(planned, &mut response);
+                            }
+                            Inspection::Passed => {
+                                this.session.on_inspected(planned, &mut response);
+                            }
+                        }
                         this.state.set(State::Done);
                         return Poll::Ready(Some(Ok(response)));
                     }
-                    (Some(response), Inspection::Discarded) => {
-                        let planned = response.planned;
-                        this.session.on_discarded(planned, &response.into_parts())
-                    }
-                    (None, _) => Step::PollReady,
                 }
             }
             StateProj::BackingOff { sleep, failed_at } => {
@@ -343,7 +354,7 @@ where
             },
             Step::AcquirePermit => State::Queued { timer: None },
             Step::PollReady => State::PollingReady,
-            Step::Discard(_) | Step::Finish => State::Done,
+            Step::Discard(_) | Step::Inspect(_) | Step::Finish => State::Done,
         });
     }
 }

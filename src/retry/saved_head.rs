@@ -131,7 +131,11 @@ fn encode(uri: &Uri, headers: &HeaderMap) -> Vec<u8> {
 
     let scheme = uri.scheme_str().unwrap_or_default();
     let authority = uri.authority().map_or("", uri::Authority::as_str);
-    let path = uri.path_and_query().map_or("", uri::PathAndQuery::as_str);
+    let path = match uri.path() {
+        // `PathAndQuery::as_str` shows an empty path as "/".
+        "" => "",
+        _ => uri.path_and_query().map_or("", uri::PathAndQuery::as_str),
+    };
     encode_pair(&mut encoded, scheme, authority.as_bytes(), false);
     encode_pair(&mut encoded, "", path.as_bytes(), false);
     for (name, value) in headers {
@@ -253,6 +257,15 @@ mod tests {
                 "{method} {key:?} {idempotent:?}"
             );
         }
+    }
+
+    #[test]
+    fn rebuilds_empty_uri() {
+        let mut request = Request::new(());
+        *request.uri_mut() = Uri::from_parts(uri::Parts::default()).unwrap();
+        let rebuilt = SavedHead::from_request(&request).rebuild().unwrap();
+        assert_eq!(rebuilt.uri.to_string(), request.uri().to_string());
+        assert_eq!(rebuilt.uri, *request.uri());
     }
 
     #[test]

@@ -24,3 +24,25 @@ async fn drop_cancels_retry_and_records_attempts() {
     let outcome = outcome.get().unwrap();
     assert_eq!((outcome.attempts(), outcome.give_up_reason()), (1, None));
 }
+
+#[tokio::test(start_paused = true)]
+async fn late_drop_of_completed_call_leaves_next_outcome_alone() {
+    let outcome = OutcomeHandle::new();
+    let (client, mut server) = mock_client(policy());
+    let request = || request("GET").with_extension(outcome.clone());
+
+    let mut completed = Box::pin(client.clone().oneshot(request()));
+    assert!(poll!(completed.as_mut()).is_pending());
+    respond(&mut server, response(200)).await;
+    completed.as_mut().await.unwrap();
+    assert!(outcome.get().is_some());
+
+    let mut in_flight = Box::pin(client.oneshot(request()));
+    assert!(poll!(in_flight.as_mut()).is_pending());
+    assert_eq!(outcome.get(), None);
+    drop(completed);
+    assert_eq!(outcome.get(), None);
+    respond(&mut server, response(200)).await;
+    in_flight.await.unwrap();
+    assert_eq!(outcome.get().unwrap().attempts(), 1);
+}

@@ -82,3 +82,42 @@ async fn invalid_token_is_detected_in_object_longer_than_inspect_limit() {
     assert_eq!(give_up_reason(&response), Some(GiveUpReason::InvalidToken));
     assert_eq!(body_bytes(response).await, long);
 }
+
+#[tokio::test(start_paused = true)]
+async fn token_errors_are_inspected_only_if_requested() {
+    for (status, inspect, expected) in [
+        (400, true, GiveUpReason::InvalidToken),
+        (401, true, GiveUpReason::InvalidToken),
+        (403, true, GiveUpReason::InvalidToken),
+        (404, true, GiveUpReason::NotRetryable),
+        (401, false, GiveUpReason::NotRetryable),
+    ] {
+        let policy = policy().inspect_token_errors(inspect);
+        let reply = response(status).with_text(INVALID_TOKEN);
+        let response = run_script(policy, request("GET"), [reply]).await.unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(give_up_reason(&response), Some(expected), "{status}");
+        assert_eq!(body_bytes(response).await, INVALID_TOKEN);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn inspected_token_error_is_returned_whole() {
+    let large = "x".repeat(100 * 1024);
+    let policy = policy().inspect_token_errors(true).inspect_limit(1024);
+    let reply = response(401).with_text(&large);
+    let response = run_script(policy, request("POST"), [reply]).await.unwrap();
+    assert_eq!(give_up_reason(&response), Some(GiveUpReason::NotRetryable));
+    assert_eq!(body_bytes(response).await, large);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stalled_token_error_is_returned_after_the_timeout() {
+    let start = tokio::time::Instant::now();
+    let stalled = StreamBody::new(stream::pending::<std::io::Result<Frame<Bytes>>>());
+    let reply = response(401).with_body(stalled);
+    let policy = policy().inspect_token_errors(true);
+    let response = run_script(policy, request("GET"), [reply]).await.unwrap();
+    assert_eq!(give_up_reason(&response), Some(GiveUpReason::NotRetryable));
+    assert_eq!(start.elapsed(), SECOND);
+}

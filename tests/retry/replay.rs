@@ -8,10 +8,13 @@ use std::{
     },
 };
 
+use bytes::Bytes;
+use futures_util::stream;
 use http::{HeaderValue, Request, Version};
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_http_retry::{GiveUpReason, RetryLayer};
+use tower_http_retry::{GiveUpReason, OutcomeHandle, ReplayBody, RetryLayer};
 
 use crate::common::give_up_reason;
 
@@ -70,4 +73,29 @@ async fn body_above_replay_limit_is_sent_once() {
         let response = client.oneshot(request("PUT")).await.unwrap();
         assert_eq!(give_up_reason(&response), Some(reason));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_body_error_gives_up_as_not_replayable() {
+    // The inner service reports the error of the body as a retryable one of its own.
+    let inner = service_fn(
+        async |request: Request<ReplayBody<UnsyncBoxBody<Bytes, io::Error>>>| {
+            request.into_body().collect().await.unwrap_err();
+            Err::<InnerResponse, _>(io::Error::from(io::ErrorKind::ConnectionReset))
+        },
+    );
+    let outcome = OutcomeHandle::new();
+    let body = StreamBody::new(stream::iter([Err::<Frame<Bytes>, _>(io::Error::other(
+        "broken",
+    ))]));
+    let request = Request::put("/").body(body.boxed_unsync()).unwrap();
+    let request = request.with_extension(outcome.clone());
+    let client = RetryLayer::new(policy()).layer(inner);
+    client.oneshot(request).await.unwrap_err();
+    let outcome = outcome.get().unwrap();
+    assert_eq!(outcome.attempts(), 1);
+    assert_eq!(
+        outcome.give_up_reason(),
+        Some(GiveUpReason::BodyNotReplayable)
+    );
 }

@@ -28,6 +28,10 @@ fn keys_map_to_the_setters_of_their_names() {
         ("max_elapsed = '1m 30s'", new().max_elapsed(seconds(90))),
         ("replay_limit = 1", new().replay_limit(1)),
         ("inspect_limit = 2", new().inspect_limit(2)),
+        (
+            "inspect_token_errors = true",
+            new().inspect_token_errors(true),
+        ),
         ("drain_limit = 3", new().drain_limit(3)),
         ("discard_timeout = '5s'", new().discard_timeout(seconds(5))),
         (

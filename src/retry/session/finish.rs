@@ -70,13 +70,14 @@ impl<C: MakeClassifier, B> Session<C, B> {
 
     /// Stores the outcome in the response extensions and in the `OutcomeHandle`, if any.
     #[inline]
-    pub(super) fn record_outcome(&self, extensions: &mut Extensions, outcome: RetryOutcome) {
+    pub(super) fn record_outcome(&mut self, extensions: &mut Extensions, outcome: RetryOutcome) {
         if outcome != RetryOutcome::FIRST_ATTEMPT {
             extensions.insert(outcome);
         } else if !extensions.is_empty() {
             // Remove an outcome left by an inner retry layer or a cached response.
             extensions.remove::<RetryOutcome>();
         }
+        self.finished = true;
         if let Some(handle) = self.head.outcome_handle() {
             handle.set(outcome);
         }
@@ -87,6 +88,10 @@ impl<C: MakeClassifier, B> Session<C, B> {
 impl<C: MakeClassifier, B> Drop for Session<C, B> {
     #[inline]
     fn drop(&mut self) {
+        // The handle may serve the next request by now.
+        if self.finished {
+            return;
+        }
         if let Some(handle) = self.head.outcome_handle() {
             let retry = self.retry.as_ref();
             handle.get_or_insert_with(|| RetryOutcome {

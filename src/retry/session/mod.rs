@@ -15,7 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{Request, Response, request, response};
+use http::{Request, Response, StatusCode, request, response};
 use http_body::Body;
 use tokio::time::Instant;
 use tower::BoxError;
@@ -52,6 +52,8 @@ pub(super) struct Session<C: MakeClassifier, B> {
     pub(super) permit: Option<Box<Permit>>,
     pub(super) started: Instant,
     pub(super) attempts: u32,
+    /// The outcome has been recorded.
+    pub(super) finished: bool,
     pub(super) retry: Option<Box<RetryState>>,
 }
 
@@ -75,6 +77,9 @@ pub(super) enum Step {
     /// Discard the failed response, then call [`Session::on_discarded`] or
     /// [`Session::on_invalid_token`].
     Discard(PlannedRetry),
+    /// Inspect the failed response, which is returned either way, then call
+    /// [`Session::on_inspected`] or [`Session::on_invalid_token`].
+    Inspect(PlannedRetry),
     /// Sleep until the planned retry, then call [`Session::on_backoff_elapsed`].
     BackOff(PlannedRetry),
     /// Wait for a permit of the rate gate.
@@ -136,6 +141,7 @@ where
             permit,
             started,
             attempts: 0,
+            finished: false,
             retry: Some(Box::new(retry)),
         }
     }
@@ -177,11 +183,13 @@ where
         if let Some(permit) = &mut self.permit {
             permit.on_error();
         }
-        let retryability = match class {
-            // Errors of the request body are never retried.
-            Some(class) if !self.body.has_failed() => class.retryability(),
-            _ => Retryability::Never,
-        };
+        if self.body.has_failed() {
+            // Whatever the inner service made of it, the caller's own body failed.
+            let error = transport::as_error(error);
+            self.give_up_with_error(error, GiveUpReason::BodyNotReplayable, cause);
+            return Step::Finish;
+        }
+        let retryability = class.map_or(Retryability::Never, |class| class.retryability());
         let failed = FailedAttempt {
             exempt_from_budget: kind == FailureKind::NotSent
                 && transport::is_graceful_goaway(error),
@@ -209,6 +217,12 @@ where
     /// The failed response was discarded; `head` is what is left of it.
     pub(super) fn on_discarded(&mut self, planned: PlannedRetry, head: &response::Parts) -> Step {
         self.begin_backoff(planned, Some(&head.headers), None)
+    }
+
+    /// The failed response was inspected without a result: gives up.
+    pub(super) fn on_inspected<T>(&mut self, planned: PlannedRetry, response: &mut Response<T>) {
+        let reason = GiveUpReason::NotRetryable;
+        self.give_up_with_response(response, reason, planned.cause, planned.retry_after);
     }
 
     /// The body of the failed response reports `invalid_token`: gives up.
@@ -342,17 +356,23 @@ where
                 Decision::GiveUp(_) => first_delay(config),
             })
         });
+        let planned = |delay| PlannedRetry {
+            cause,
+            retry_after,
+            delay,
+            failed_at,
+        };
         match decision {
+            Decision::Retry { delay } => Step::Discard(planned(delay)),
+            Decision::GiveUp(GiveUpReason::NotRetryable)
+                if self.policy.config.inspect_token_errors && may_be_token_error(status) =>
+            {
+                Step::Inspect(planned(Duration::ZERO))
+            }
             Decision::GiveUp(reason) => {
                 self.give_up_with_response(response, reason, cause, retry_after);
                 Step::Finish
             }
-            Decision::Retry { delay } => Step::Discard(PlannedRetry {
-                cause,
-                retry_after,
-                delay,
-                failed_at,
-            }),
         }
     }
 
@@ -364,6 +384,14 @@ where
             self.telemetry.on_budget_change(&self.policy.config);
         }
     }
+}
+
+/// Returns whether APIs report an invalid token with `status`.
+fn may_be_token_error(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+    )
 }
 
 fn nonzero(duration: Option<Duration>) -> Option<Duration> {
