@@ -3,7 +3,7 @@
 use std::pin::pin;
 
 use futures_util::poll;
-use tower::ServiceExt;
+use tower::{Service, ServiceExt};
 use tower_http_retry::OutcomeHandle;
 
 use super::*;
@@ -31,7 +31,9 @@ async fn late_drop_of_completed_call_leaves_next_outcome_alone() {
     let (client, mut server) = mock_client(policy());
     let request = || request("GET").with_extension(outcome.clone());
 
-    let mut completed = Box::pin(client.clone().oneshot(request()));
+    // Not `oneshot`, which drops the future of the layer when it completes.
+    let mut service = client.clone();
+    let mut completed = Box::pin(service.ready().await.unwrap().call(request()));
     assert!(poll!(completed.as_mut()).is_pending());
     respond(&mut server, response(200)).await;
     completed.as_mut().await.unwrap();

@@ -77,11 +77,11 @@ async fn body_above_replay_limit_is_sent_once() {
 
 #[tokio::test(start_paused = true)]
 async fn request_body_error_gives_up_as_not_replayable() {
-    // The inner service reports the error of the body as a retryable one of its own.
     let inner = service_fn(
         async |request: Request<ReplayBody<UnsyncBoxBody<Bytes, io::Error>>>| {
             request.into_body().collect().await.unwrap_err();
-            Err::<InnerResponse, _>(io::Error::from(io::ErrorKind::ConnectionReset))
+            // Not retryable by itself.
+            Err::<InnerResponse, _>(io::Error::other("upload failed"))
         },
     );
     let outcome = OutcomeHandle::new();
