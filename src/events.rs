@@ -9,7 +9,7 @@ use crate::{
     outcome::{GiveUpReason, RetryOutcome},
 };
 
-/// A failed attempt that will be retried.
+/// A failed attempt, and the retry that is planned for it.
 ///
 /// Passed to [`RetryPolicy::on_retry`](crate::RetryPolicy::on_retry) and
 /// [`RetryPolicy::retry_filter`](crate::RetryPolicy::retry_filter). `Debug` shows neither the path and

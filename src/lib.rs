@@ -1,6 +1,7 @@
 //! A [`tower`] layer that retries failed HTTP requests when it is safe to do so.
 //!
-//! [`RetryLayer`] wraps any `Service<http::Request<_>, Response = http::Response<_>> + Clone`. It
+//! [`RetryLayer`] wraps any `Service<http::Request<ReplayBody<_>>, Response = http::Response<_>> + Clone`
+//! whose error implements `Display`. It
 //! classifies each result by a documented error contract, retries the requests that are safe to retry, and
 //! returns every other failure to the caller at once.
 //!
@@ -27,8 +28,8 @@
 //! | timeout, connection lost | if the request is idempotent |
 //! | other errors of the inner service | never |
 //!
-//! A request is idempotent if its method is (RFC 9110 §9.2.2), if it has an `Idempotency-Key` header, or if
-//! its [`RequestOptions`] say so.
+//! A request is idempotent if its method is (RFC 9110 §9.2.2), or if it has a non-empty `Idempotency-Key`
+//! header. [`RequestOptions::idempotent`] overrides both.
 //!
 //! # Quick start
 //!
@@ -41,6 +42,7 @@
 //! use tower_http_retry::{RetryLayer, RetryOutcome, RetryPolicy};
 //!
 //! # async fn get() -> Result<(), BoxError> {
+//! // Build it once: its clones share the connections and the retry budget.
 //! let mut client = ServiceBuilder::new()
 //!     .layer(RetryLayer::new(RetryPolicy::new()))
 //!     .service(Client::builder(TokioExecutor::new()).build_http());
@@ -64,17 +66,19 @@
 //!    [`GiveUpReason::RetriesExhausted`].
 //! 4. The server may have processed the request, and the request is not idempotent:
 //!    [`GiveUpReason::NotIdempotent`].
-//! 5. The request body cannot be replayed whole: [`GiveUpReason::BodyNotReplayable`].
+//! 5. The request cannot be replayed in full: [`GiveUpReason::BodyNotReplayable`]. If the request body
+//!    returned an error, this is the first check.
 //! 6. The delay, which is the server's `Retry-After` plus the backoff delay, would end after the deadline
 //!    ([`RetryPolicy::max_elapsed`]): [`GiveUpReason::DeadlineExceeded`], at once and not after sleeping.
 //! 7. The retry filter returns false ([`RetryPolicy::retry_filter`]): [`GiveUpReason::Vetoed`].
 //! 8. The retry budget is exhausted: [`GiveUpReason::BudgetExhausted`].
 //!
-//! In all of these cases the response is returned with its body untouched. Otherwise the beginning of
-//! the body is inspected: `"error": "invalid_token"` gives up too, and the response is returned whole. The
-//! rest is drained, so that the connection can be reused. The delay is measured from the failure. After it, the
+//! In all of these cases the response is returned with its body untouched (with
+//! [`RetryPolicy::inspect_token_errors`], that of a 400, 401 or 403 is inspected first). Otherwise the
+//! beginning of the body is inspected: `"error": "invalid_token"` gives up too, and the response is returned
+//! in full. The rest is drained, so that the connection can be reused. The delay is measured from the failure. After it, the
 //! inner service is polled until it is ready for the next attempt; if that fails, its error is returned
-//! ([`GiveUpReason::ServiceNotReady`]).
+//! ([`GiveUpReason::ReadinessFailed`]).
 //!
 //! With a [`RateGate`], each attempt first acquires a permit. If the permit would come after the deadline, the
 //! call ends with a local 429 ([`GiveUpReason::RateGated`]).
@@ -84,11 +88,11 @@
 //! | use | types |
 //! | --- | --- |
 //! | start here | [`RetryLayer`], [`Retry`], [`RetryPolicy`], [`ServiceBuilderExt`] |
-//! | configure | [`RetryConfig`], [`RequestOptions`], [`Backoff`], [`ExponentialBackoff`], [`backoff_fn`], [`MakeIdempotencyKey`], [`InvalidConfig`] |
+//! | configure | [`RetryConfig`], [`Shared`], [`RequestOptions`], [`Backoff`], [`BackoffFn`], [`ExponentialBackoff`], [`backoff_fn`], [`MakeIdempotencyKey`], [`InvalidConfig`] |
 //! | classify | [`ApiErrorsAsFailures`], [`ApiFailureClass`], [`FailureKind`], [`Retryability`], [`RetryableFailure`] |
 //! | outcomes | [`RetryOutcome`], [`GiveUpReason`], [`OutcomeHandle`], [`RetryEvent`], [`GiveUpEvent`] |
 //! | storms | [`RetryBudget`], [`BudgetConfig`], [`RateGate`] |
-//! | errors | [`ErrorForStatusLayer`], [`error_for_status`](fn@error_for_status), [`Error`], [`ApiError`], [`TransportError`], [`RateGatedError`] |
+//! | errors | [`ErrorForStatusLayer`], [`ErrorForStatus`], [`error_for_status`](fn@error_for_status), [`Error`], [`ApiError`], [`TransportError`], [`RateGatedError`] |
 //! | bodies | [`ReplayBody`], [`ResponseBody`], [`Superseded`] |
 //!
 //! The guides on docs.rs, in the module `guide`, cover stacks for common clients, tuning, observability
@@ -96,18 +100,20 @@
 //!
 //! # Spans and events
 //!
-//! With the target `tower_http_retry`: one span `http_attempt` (INFO) per attempt, a child of the span in
-//! which the service was called, with the fields of OpenTelemetry's semantic conventions for HTTP
+//! All have the target `tower_http_retry`. Each attempt is a span `http_attempt` (INFO), a child of the span
+//! in which the service was called, with the fields of OpenTelemetry's semantic conventions for HTTP
 //! clients: `otel.name`, `otel.kind`, `otel.status_code`, `http.request.method`,
 //! `http.request.resend_count` (absent on the first attempt), `http.response.status_code`,
 //! `server.address`, `server.port`, `error.type`. `url.full` is left out on purpose: it may contain
-//! secrets. One event `retrying` (DEBUG) before each retry, with `error.type`, `delay` and
-//! `http.request.resend_count`. One event `giving up` after a failure, with `give_up_reason`, `attempts` and
-//! `total_delay`: DEBUG if the first failure was not retryable, otherwise WARN.
+//! secrets. An event `retrying` (DEBUG) precedes each retry, with `error.type`, `delay` and
+//! `http.request.resend_count`. An event `giving up` follows a failure that is returned, with
+//! `give_up_reason`, `attempts` and `total_delay`: WARN, or DEBUG if the first attempt failed with a failure
+//! that is not retryable.
 //!
 //! # Runtime
 //!
-//! Delays use tokio timers; the runtime must have time enabled.
+//! Delays, the rate gate and the time limit for draining use tokio timers; the runtime must have time
+//! enabled.
 //!
 //! # Features
 //!
@@ -115,7 +121,7 @@
 //! - `metrics`: emits metrics through the `metrics` facade, see `describe_metrics`.
 //! - `serde`: deserializes [`RetryPolicy`].
 //! - `uuid`: idempotency keys that are UUIDs, see `MakeIdempotencyUuid`.
-//! - `backoff`: the strategies of the crate `backoff`. Off by default, as the crate and its dependency
+//! - `backoff`: [`Backoff`] for `ExponentialBackoff` of the crate `backoff`. Off by default, as the crate and its dependency
 //!   `instant` are unmaintained (RUSTSEC-2025-0012, RUSTSEC-2024-0384).
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -130,7 +136,7 @@
     )
 )]
 
-// In the order in which a request passes through them; blank lines keep rustfmt from sorting.
+// Blank lines keep rustfmt from sorting.
 mod builder;
 
 mod retry;

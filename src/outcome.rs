@@ -127,7 +127,8 @@ pub enum GiveUpReason {
     /// The server may have processed the request, and the request is not idempotent
     /// ([RFC 9110 §9.2.2](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2)).
     NotIdempotent,
-    /// The request body exceeded the replay limit, or returned an error.
+    /// The request cannot be sent again as it was: its body exceeded the replay limit or returned an
+    /// error, or its head contains a header value that `http` does not allow.
     BodyNotReplayable,
     /// The next attempt would start after the deadline.
     DeadlineExceeded,
@@ -135,14 +136,15 @@ pub enum GiveUpReason {
     BudgetExhausted,
     /// The rate gate's next permit would come after the deadline. The response is created by the layer
     /// and not by the server. It is a 429 without a body, and its `Retry-After` is the time until the
-    /// permit. [`ErrorForStatus`](crate::ErrorForStatus) returns it as
+    /// permit, rounded up to seconds. [`ErrorForStatus`](crate::ErrorForStatus) returns it as
     /// [`Error::RateGated`](crate::Error::RateGated).
     RateGated,
     /// The retry filter returned `false`
     /// ([`RetryPolicy::retry_filter`](crate::RetryPolicy::retry_filter)).
     Vetoed,
-    /// The inner service returned an error from `poll_ready` before a retry. That error is final.
-    ServiceNotReady,
+    /// The inner service returned an error from `poll_ready`, before a retry or an attempt that was queued
+    /// at the rate gate. That error is final.
+    ReadinessFailed,
 }
 
 impl GiveUpReason {
@@ -150,7 +152,7 @@ impl GiveUpReason {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::NotRetryable => "not_retryable",
-            Self::ServiceNotReady => "service_not_ready",
+            Self::ReadinessFailed => "readiness_failed",
             Self::InvalidToken => "invalid_token",
             Self::RetriesExhausted => "retries_exhausted",
             Self::NotIdempotent => "not_idempotent",

@@ -41,7 +41,7 @@ fn metrics_are_exported_and_described() {
     for expected in [
         "tower_http_retry_requests_total{client=\"accounts\"} 4",
         "tower_http_retry_attempts_total{client=\"accounts\"} 7",
-        "tower_http_retry_retries_total{client=\"accounts\",reason=\"504\"} 3",
+        "tower_http_retry_retries_total{client=\"accounts\",error_type=\"504\"} 3",
         "tower_http_retry_give_ups_total{client=\"accounts\",reason=\"retries_exhausted\"} 1",
         "tower_http_retry_give_ups_total{client=\"accounts\",reason=\"not_retryable\"} 1",
         "tower_http_retry_delay_seconds_sum{client=\"accounts\"} 6",

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// The error that ends a request body when another attempt has taken its place.
+/// The error that ends a request body when its attempt was aborted: another attempt took over the body,
+/// or the call was dropped.
 ///
 /// Only the inner service sees it: it comes from the [`ReplayBody`](crate::ReplayBody) of an attempt
 /// that is over.

@@ -29,7 +29,7 @@ use crate::{
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RetryConfig {
-    /// Maximum number of retries per request. Default: 3 (4 attempts), as AWS, .NET and gRPC settle
+    /// Maximum number of retries per request. Default: 3 (4 attempts); AWS SDKs, .NET and gRPC use
     /// between 2 and 4.
     pub max_retries: u32,
     /// Backoff strategy. Default: full jitter, 0 to 100 ms · 2ⁿ, at most 10 s; AWS, "Exponential
@@ -58,7 +58,7 @@ pub struct RetryConfig {
     /// Retry budget. Default: one per layer with a capacity of 50 and a cost of 10, chosen with the
     /// example `storm`.
     pub budget: BudgetConfig,
-    /// Rate gate. Default: none; which clients share a quota cannot be known.
+    /// Rate gate. Default: none; the layer cannot know which clients share a quota.
     pub rate_gate: Option<RateGate>,
     /// Generator of `Idempotency-Key` values. Default: none; only the user knows whether the server
     /// supports the header.

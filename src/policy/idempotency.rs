@@ -133,7 +133,7 @@ where
 /// ```
 #[cfg(feature = "uuid")]
 #[cfg_attr(docsrs, doc(cfg(feature = "uuid")))]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MakeIdempotencyUuid {
     quoted: bool,
 }

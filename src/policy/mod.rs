@@ -29,13 +29,13 @@ pub use self::{
 
 /// Configures which requests are retried, when, and how often.
 ///
-/// [`RetryConfig`] lists the settings with their defaults and the sources of these. With the feature
+/// [`RetryConfig`] lists the settings with their defaults and the reasons for them. With the feature
 /// `serde`, a policy is [deserialized](#deserialization) from a settings file.
 ///
 /// The classifier `C` decides which responses and errors are failures, and whether each of them can be
 /// retried. The default is [`ApiErrorsAsFailures`], the documented contract of the Mondo bank API: 429 is
-/// retried for every method, 500 and 504 if the request is idempotent, and nothing else, 502 and 503
-/// included.
+/// retried for any method, 500 and 504 if the request is idempotent. Other statuses, including 502 and 503,
+/// are not retried. [`FailureKind`](crate::FailureKind) lists the network errors that are.
 ///
 /// # Examples
 ///
@@ -59,7 +59,7 @@ pub use self::{
 /// # Deserialization
 ///
 /// With the feature `serde`, `RetryPolicy` implements `Deserialize`. Each key is optional and has the
-/// name of the method that it calls. Durations are text as `humantime` reads it (`"250ms"`, `"1m 30s"`),
+/// name of the method that it calls. Durations are strings in the format of `humantime` (`"250ms"`, `"1m 30s"`),
 /// sizes are bytes. An unknown key is an error, and each error names its key.
 ///
 /// | key | value |
@@ -100,14 +100,6 @@ pub use self::{
 /// # fn main() {}
 /// ```
 #[derive(Clone, Debug, Default)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Deserialize),
-    serde(
-        try_from = "settings::Settings",
-        bound = "Self: TryFrom<settings::Settings, Error = InvalidConfig>"
-    )
-)]
 pub struct RetryPolicy<C = ApiErrorsAsFailures> {
     pub(crate) classifier: C,
     pub(crate) config: RetryConfig,
@@ -142,7 +134,8 @@ impl<C> RetryPolicy<C> {
     /// Overrides made with [`classify_status`](RetryPolicy::classify_status) belong to the classifier
     /// that is replaced. A class that needs the end of the stream
     /// ([`RequiresEos`](tower_http::classify::ClassifiedResponse::RequiresEos)) is not a failure, and the
-    /// response is returned. `invalid_token` prevents retries with every classifier.
+    /// response is returned. `invalid_token` prevents retries with every classifier, unless its failure
+    /// class denies it ([`RetryableFailure::invalid_token`]).
     #[must_use]
     pub fn classifier<M>(self, classifier: M) -> RetryPolicy<M>
     where
@@ -195,7 +188,7 @@ impl<C> RetryPolicy<C> {
 
     /// Sets how many bytes of a request body are buffered for replay. Default: 64 KiB.
     ///
-    /// A request with a larger body is sent once.
+    /// A request is not retried once more than this many bytes of its body have been sent.
     #[must_use]
     pub fn replay_limit(mut self, bytes: usize) -> Self {
         self.config.replay_limit = bytes;
@@ -215,8 +208,8 @@ impl<C> RetryPolicy<C> {
 
     /// Sets whether the body of a 400, 401 or 403 is inspected for `invalid_token` too. Default: false.
     ///
-    /// Such a response is never retried, and returned whole either way. With `true`, a token error in its
-    /// body is reported as [`GiveUpReason::InvalidToken`](crate::GiveUpReason::InvalidToken), for a layer
+    /// This applies if the status is not retryable; the response is returned unmodified either way. With
+    /// `true`, a token error in its body is reported as [`GiveUpReason::InvalidToken`](crate::GiveUpReason::InvalidToken), for a layer
     /// outside that refreshes the token.
     #[must_use]
     pub fn inspect_token_errors(mut self, inspect: bool) -> Self {
@@ -327,7 +320,11 @@ impl<C> RetryPolicy<C> {
         self
     }
 
-    /// Sets a callback that is called before each retry, when its delay begins. Default: none.
+    /// Sets a callback that is called when a retry is scheduled, after the failed response was drained.
+    /// Default: none.
+    ///
+    /// The retry may still be prevented, by the rate gate or an error in `poll_ready`;
+    /// [`on_give_up`](Self::on_give_up) is called then too.
     ///
     /// The callback runs inside the future: in the span in which the service was called if attempts
     /// are recorded, otherwise in the span of the polling task. It must not block.

@@ -161,11 +161,17 @@ impl<'de> Deserialize<'de> for HumanDuration {
     }
 }
 
-impl TryFrom<Settings> for RetryPolicy {
-    type Error = InvalidConfig;
+#[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
+impl<'de> Deserialize<'de> for RetryPolicy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let settings = Settings::deserialize(deserializer)?;
+        Self::try_from_settings(settings).map_err(D::Error::custom)
+    }
+}
 
+impl RetryPolicy {
     // Both patterns name all fields: the compiler finds a setting that is missing here.
-    fn try_from(settings: Settings) -> Result<Self, InvalidConfig> {
+    fn try_from_settings(settings: Settings) -> Result<Self, InvalidConfig> {
         let Settings {
             max_retries,
             backoff,
@@ -201,7 +207,7 @@ impl TryFrom<Settings> for RetryPolicy {
             idempotency_key: idempotency_key.map(key_maker).transpose()?,
             attempt_header: attempt_header.map(header_name).transpose()?,
             client_name: client_name.map_or(default.client_name, Arc::from),
-            // Functions have no form in a file.
+            // Callbacks cannot be deserialized.
             on_retry: default.on_retry,
             on_give_up: default.on_give_up,
             retry_filter: default.retry_filter,

@@ -23,8 +23,9 @@ use self::{queue::Queue, quota::Quota};
 /// that share the quota, and to no others.
 ///
 /// Each attempt, first or retry, needs a permit from the gate. Requests get permits in the order in which
-/// they arrived (FIFO), and a retry keeps the position of its request. Time in the queue counts neither as
-/// an attempt nor against the [`RetryBudget`](crate::RetryBudget).
+/// they arrived (FIFO), and a retry keeps the position of its request. Time in the queue is not an attempt.
+/// A queued first attempt holds no tokens of the [`RetryBudget`](crate::RetryBudget); a queued retry holds
+/// its cost, which is refunded if the retry is not sent.
 ///
 /// # Closing
 ///
@@ -48,8 +49,8 @@ use self::{queue::Queue, quota::Quota};
 ///
 /// A request whose permit would come after its [`max_elapsed`](crate::RetryPolicy::max_elapsed) is not
 /// queued any longer. It gets a 429 from the layer, with an empty body and a `Retry-After`, and an outcome
-/// with [`GiveUpReason::RateGated`](crate::GiveUpReason::RateGated) and the same
-/// [`retry_after`](crate::RetryOutcome::retry_after).
+/// with [`GiveUpReason::RateGated`](crate::GiveUpReason::RateGated). The outcome's
+/// [`retry_after`](crate::RetryOutcome::retry_after) is exact; the header is rounded up to seconds.
 ///
 /// # Cancellation
 ///

@@ -9,7 +9,7 @@ use http::{Response, response::Parts};
 use http_body::Body;
 use tokio::time::Sleep;
 
-use super::session::PlannedRetry;
+use super::session::AttemptFailure;
 use crate::{
     body::{PeekedBody, ResponseBody},
     classify::invalid_token,
@@ -19,7 +19,7 @@ use crate::{
 /// A failed response that is being inspected and drained.
 pub(super) struct DiscardingResponse<R: Body> {
     pub(super) parts: Parts,
-    pub(super) planned: PlannedRetry,
+    pub(super) failure: AttemptFailure,
     pub(super) purpose: Purpose,
     body: PeekedBody<R>,
     inspected: bool,
@@ -46,14 +46,14 @@ pub(super) enum Inspection {
 impl<R: Body> DiscardingResponse<R> {
     pub(super) fn new(
         response: Response<R>,
-        planned: PlannedRetry,
+        failure: AttemptFailure,
         purpose: Purpose,
         config: &RetryConfig,
     ) -> Self {
         let (parts, body) = response.into_parts();
         Self {
             parts,
-            planned,
+            failure,
             purpose,
             body: PeekedBody::new(body),
             inspected: false,

@@ -20,7 +20,7 @@ use tower_service::Service;
 use super::{
     discard::{DiscardingResponse, Inspection, Purpose},
     saved_head::SavedHead,
-    session::{self, Session, Step},
+    session::{self, ResponseStep, Session, Step},
 };
 use crate::{
     body::{ReplayBody, ReplaySource, ResponseBody},
@@ -196,10 +196,10 @@ where
                     this.state.set(State::Done);
                     match result {
                         Ok(mut response) => match this.session.on_response(&mut response) {
-                            Step::Finish => {
+                            ResponseStep::Return => {
                                 return Poll::Ready(Ok(response.map(ResponseBody::passthrough)));
                             }
-                            step => self.as_mut().discard(response, step),
+                            step => self.as_mut().inspect(response, step),
                         },
                         Err(error) => self.as_mut().fail(error),
                     }
@@ -226,22 +226,22 @@ where
     R: Body,
 {
     #[cold]
-    fn discard(
+    fn inspect(
         self: Pin<&mut Self>,
         response: Response<R>,
-        step: Step,
+        step: ResponseStep,
     ) -> Option<<Self as Future>::Output> {
         let mut this = self.project();
-        let (planned, purpose) = match step {
-            Step::Discard(planned) => (planned, Purpose::Retry),
-            Step::Inspect(planned) => (planned, Purpose::Return),
-            _ => return Some(Ok(response.map(ResponseBody::passthrough))),
+        let (failure, purpose) = match step {
+            ResponseStep::Discard(failure) => (failure, Purpose::Retry),
+            ResponseStep::Inspect(failure) => (failure, Purpose::Return),
+            ResponseStep::Return => return Some(Ok(response.map(ResponseBody::passthrough))),
         };
-        let timeout = this.session.discard_timeout(planned.failed_at);
-        let response = DiscardingResponse::new(response, planned, purpose, this.session.config());
+        let timeout = this.session.discard_timeout(failure.failed_at);
+        let response = DiscardingResponse::new(response, failure, purpose, this.session.config());
         this.state.set(State::Discarding {
             response: Some(Box::new(response)),
-            timeout: sleep_until_saturating(planned.failed_at, timeout),
+            timeout: sleep_until_saturating(failure.failed_at, timeout),
         });
         None
     }
@@ -249,8 +249,8 @@ where
     #[cold]
     fn fail(mut self: Pin<&mut Self>, error: S::Error) -> Option<<Self as Future>::Output> {
         match self.as_mut().project().session.on_error(&error) {
-            Step::Finish => Some(Err(error)),
-            step => {
+            None => Some(Err(error)),
+            Some(step) => {
                 // The error is gone before the delay starts, as a failed response is.
                 drop(error);
                 self.transition(step);
@@ -276,19 +276,19 @@ where
                 let Some(response) = response.take() else {
                     polled_after_completion()
                 };
-                let planned = response.planned;
+                let failure = response.failure;
                 match (inspection, response.purpose) {
                     (Inspection::Passed, Purpose::Retry) => {
-                        this.session.on_discarded(planned, &response.into_parts())
+                        this.session.on_discarded(failure, &response.into_parts())
                     }
                     (inspection, _) => {
                         let mut response = response.into_response();
                         match inspection {
                             Inspection::InvalidToken => {
-                                this.session.on_invalid_token(planned, &mut response);
+                                this.session.on_invalid_token(failure, &mut response);
                             }
                             Inspection::Passed => {
-                                this.session.on_inspected(planned, &mut response);
+                                this.session.on_inspected(failure, &mut response);
                             }
                         }
                         this.state.set(State::Done);
@@ -346,15 +346,14 @@ where
 
     fn transition(self: Pin<&mut Self>, step: Step) {
         self.project().state.set(match step {
-            Step::BackOff(planned) => State::BackingOff {
+            Step::BackOff(failure) => State::BackingOff {
                 // A timer even for a delay of zero: it takes part in tokio's cooperative scheduling,
                 // so that a backoff of zeros cannot occupy a thread.
-                sleep: sleep_until_saturating(planned.failed_at, planned.delay),
-                failed_at: planned.failed_at,
+                sleep: sleep_until_saturating(failure.failed_at, failure.delay),
+                failed_at: failure.failed_at,
             },
             Step::AcquirePermit => State::Queued { timer: None },
             Step::PollReady => State::PollingReady,
-            Step::Discard(_) | Step::Inspect(_) | Step::Finish => State::Done,
         });
     }
 }

@@ -52,7 +52,7 @@ impl<C> RetryLayer<C> {
         Self { policy }
     }
 
-    /// Returns the policy.
+    /// Returns the policy. Its clones share the budget of this layer.
     pub fn policy(&self) -> &RetryPolicy<C> {
         &self.policy
     }
@@ -135,7 +135,7 @@ pub struct Retry<S, C = ApiErrorsAsFailures> {
     policy: Arc<RetryPolicy<C>>,
 }
 
-impl<S> Retry<S> {
+impl<C> Retry<(), C> {
     /// Returns a layer that wraps services in `Retry` with the given policy.
     ///
     /// # Examples
@@ -144,9 +144,9 @@ impl<S> Retry<S> {
     /// use tower::ServiceBuilder;
     /// use tower_http_retry::{Retry, RetryPolicy};
     ///
-    /// let stack = ServiceBuilder::new().layer(Retry::<()>::layer(RetryPolicy::new()));
+    /// let stack = ServiceBuilder::new().layer(Retry::layer(RetryPolicy::new()));
     /// ```
-    pub fn layer<C>(policy: RetryPolicy<C>) -> RetryLayer<C> {
+    pub fn layer(policy: RetryPolicy<C>) -> RetryLayer<C> {
         RetryLayer::new(policy)
     }
 }
@@ -158,7 +158,7 @@ impl<S, C> Retry<S, C> {
         Self { inner, policy }
     }
 
-    /// Returns the policy.
+    /// Returns the policy. Its clones share the budget of this service.
     pub fn policy(&self) -> &RetryPolicy<C> {
         &self.policy
     }

@@ -30,10 +30,10 @@ mod names {
 /// | --- | --- | --- |
 /// | `tower_http_retry_requests_total` | counter | requests passed to the layer |
 /// | `tower_http_retry_attempts_total` | counter | attempts sent |
-/// | `tower_http_retry_retries_total` | counter | retries decided, by `reason`: the status, or the kind of failure |
+/// | `tower_http_retry_retries_total` | counter | retries scheduled, by `error_type`: the status, or the kind of failure |
 /// | `tower_http_retry_give_ups_total` | counter | failures returned to the caller, by `reason`: a [`GiveUpReason`](crate::GiveUpReason) |
-/// | `tower_http_retry_delay_seconds` | histogram | delay before each retry, in seconds |
-/// | `tower_http_retry_budget_balance` | gauge | tokens in the retry budget |
+/// | `tower_http_retry_delay_seconds` | histogram | planned delay before each retry, in seconds |
+/// | `tower_http_retry_budget_balance` | gauge | tokens in the retry budget, at the last update |
 /// | `tower_http_retry_gate_closed_seconds` | gauge | time until the rate gate opens, in seconds, at the last update |
 /// | `tower_http_retry_gate_queue_length` | gauge | requests queued at the rate gate, at the last update |
 ///
@@ -53,7 +53,7 @@ pub fn describe_metrics() {
     describe_counter!(
         names::RETRIES,
         Unit::Count,
-        "Retries decided, by the cause of the failure"
+        "Retries scheduled, by the type of the error"
     );
     describe_counter!(
         names::GIVE_UPS,
@@ -89,8 +89,8 @@ pub(super) fn on_attempt(client: &Arc<str>) {
 pub(super) fn on_retry(client: &Arc<str>, event: &RetryEvent<'_>) {
     #[cfg(feature = "metrics")]
     {
-        let reason = event.failure.cause.error_type().to_owned();
-        metrics::counter!(names::RETRIES, "client" => client.clone(), "reason" => reason)
+        let error_type = event.failure.cause.error_type().to_owned();
+        metrics::counter!(names::RETRIES, "client" => client.clone(), "error_type" => error_type)
             .increment(1);
         metrics::histogram!(names::DELAY, "client" => client.clone()).record(event.delay);
     }

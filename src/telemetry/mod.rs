@@ -1,6 +1,4 @@
-//! Telemetry: the one place that the retry service reports to.
-//!
-//! Behind it are spans and events of `tracing`, metrics, and the user's callbacks.
+//! Telemetry of the retry service: spans and events of `tracing`, metrics, and callbacks.
 
 mod metrics;
 mod trace;

@@ -94,6 +94,6 @@ async fn ready_error_before_retry_is_returned() {
     assert_eq!(outcome.attempts(), 1);
     assert_eq!(
         outcome.give_up_reason(),
-        Some(GiveUpReason::ServiceNotReady)
+        Some(GiveUpReason::ReadinessFailed)
     );
 }

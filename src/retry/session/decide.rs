@@ -1,4 +1,4 @@
-//! The decision after a failed attempt, and the begin of the backoff.
+//! The decision after a failed attempt, and the start of the backoff.
 
 use std::error::Error;
 
@@ -6,7 +6,7 @@ use http::HeaderMap;
 use tokio::time::Instant;
 use tower_http::classify::MakeClassifier;
 
-use super::{PlannedRetry, RetryState, Session, Step};
+use super::{AttemptFailure, RetryState, Session, Step};
 use crate::{
     classify::Retryability,
     events::{Cause, RetryEvent},
@@ -16,7 +16,7 @@ use crate::{
 impl<C: MakeClassifier, B> Session<C, B> {
     /// Collects the inputs of the decision that do not depend on the failure's form. Pauses the
     /// upload if the failure is retryable.
-    pub(super) fn failed_attempt(
+    pub(super) fn prepare_decision(
         &mut self,
         retryability: Retryability,
         failed_at: Instant,
@@ -44,7 +44,7 @@ impl<C: MakeClassifier, B> Session<C, B> {
         self.body.pause() && self.head.can_be_rebuilt()
     }
 
-    pub(super) fn decide(
+    pub(super) fn decide_retry(
         &mut self,
         failed: FailedAttempt,
         cause: Cause,
@@ -84,17 +84,17 @@ impl<C: MakeClassifier, B> Session<C, B> {
     /// Ends the failed attempt and its upload, and reports the retry.
     pub(super) fn begin_backoff(
         &mut self,
-        planned: PlannedRetry,
+        failure: AttemptFailure,
         headers: Option<&HeaderMap>,
         error: Option<&(dyn Error + 'static)>,
     ) -> Step {
         self.body.supersede();
         let event = RetryEvent {
-            failure: self.head.failure(planned.cause, headers, error),
+            failure: self.head.failure(failure.cause, headers, error),
             attempt: self.attempts,
-            delay: planned.delay,
+            delay: failure.delay,
         };
         self.telemetry.on_retry(&self.policy.config, &event);
-        Step::BackOff(planned)
+        Step::BackOff(failure)
     }
 }

@@ -48,8 +48,8 @@ impl<C: MakeClassifier, B> Session<C, B> {
         self.telemetry.on_give_up(&self.policy.config, &event);
     }
 
-    /// Ends the request: releases its upload and its place at the gate, and refunds the budget of a
-    /// retry that is not sent.
+    /// Ends the request: releases its upload and its place at the gate. Dropping the withdrawal of a retry
+    /// that is not sent refunds the budget.
     #[cold]
     pub(super) fn finish(
         &mut self,
@@ -60,9 +60,16 @@ impl<C: MakeClassifier, B> Session<C, B> {
         // The future may be kept after it has completed.
         self.permit = None;
         let retry = self.retry.take();
+        let total_delay = retry
+            .as_ref()
+            .map_or(Duration::ZERO, |retry| retry.total_delay);
+        if retry.is_some() {
+            drop(retry);
+            self.telemetry.on_budget_change(&self.policy.config);
+        }
         RetryOutcome {
             attempts: self.attempts,
-            total_delay: retry.map_or(Duration::ZERO, |retry| retry.total_delay),
+            total_delay,
             reason,
             retry_after,
         }
@@ -97,7 +104,8 @@ impl<C: MakeClassifier, B> Drop for Session<C, B> {
             handle.get_or_insert_with(|| RetryOutcome {
                 attempts: self.attempts,
                 total_delay: retry.map_or(Duration::ZERO, |retry| retry.total_delay),
-                ..RetryOutcome::NOT_SENT
+                reason: None,
+                retry_after: None,
             });
         }
     }

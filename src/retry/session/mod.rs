@@ -70,30 +70,34 @@ pub(super) struct RetryState {
     total_delay: Duration,
 }
 
-/// The next step of the future.
-pub(super) enum Step {
-    /// Return the response or the error to the caller.
-    Finish,
+/// The step after a response.
+pub(super) enum ResponseStep {
+    /// Return the response to the caller.
+    Return,
     /// Discard the failed response, then call [`Session::on_discarded`] or
     /// [`Session::on_invalid_token`].
-    Discard(PlannedRetry),
+    Discard(AttemptFailure),
     /// Inspect the failed response, which is returned either way, then call
     /// [`Session::on_inspected`] or [`Session::on_invalid_token`].
-    Inspect(PlannedRetry),
-    /// Sleep until the planned retry, then call [`Session::on_backoff_elapsed`].
-    BackOff(PlannedRetry),
+    Inspect(AttemptFailure),
+}
+
+/// A step towards the next attempt.
+pub(super) enum Step {
+    /// Sleep until the retry, then call [`Session::on_backoff_elapsed`].
+    BackOff(AttemptFailure),
     /// Wait for a permit of the rate gate.
     AcquirePermit,
     /// Poll the inner service until it is ready, then send [`Session::next_request`].
     PollReady,
 }
 
-/// A retry that has been decided and not sent yet.
+/// The failure of an attempt, as far as later steps need it.
 #[derive(Clone, Copy)]
-pub(super) struct PlannedRetry {
+pub(super) struct AttemptFailure {
     cause: Cause,
     retry_after: Option<Duration>,
-    /// The delay before the retry, measured from `failed_at`.
+    /// The delay before the retry, measured from `failed_at`; zero without a retry.
     pub(super) delay: Duration,
     /// When the head of the failed response, or the error, arrived.
     pub(super) failed_at: Instant,
@@ -158,19 +162,19 @@ where
 
     /// The attempt ended with a response.
     #[inline]
-    pub(super) fn on_response<T>(&mut self, response: &mut Response<T>) -> Step {
+    pub(super) fn on_response<T>(&mut self, response: &mut Response<T>) -> ResponseStep {
         match self.classify(response) {
             None => {
                 self.on_success(response);
-                Step::Finish
+                ResponseStep::Return
             }
             Some(class) => self.on_failed_response(response, class),
         }
     }
 
-    /// The attempt ended with an inner error.
+    /// The attempt ended with an inner error; `None` to return it to the caller.
     #[cold]
-    pub(super) fn on_error<E: fmt::Display + 'static>(&mut self, error: &E) -> Step {
+    pub(super) fn on_error<E: fmt::Display + 'static>(&mut self, error: &E) -> Option<Step> {
         let failed_at = Instant::now();
         let class = self
             .classifier
@@ -184,55 +188,54 @@ where
             permit.on_error();
         }
         if self.body.has_failed() {
-            // Whatever the inner service made of it, the caller's own body failed.
+            // The caller's body failed, regardless of the error that the inner service returned.
             let error = transport::as_error(error);
             self.give_up_with_error(error, GiveUpReason::BodyNotReplayable, cause);
-            return Step::Finish;
+            return None;
         }
         let retryability = class.map_or(Retryability::Never, |class| class.retryability());
         let failed = FailedAttempt {
             exempt_from_budget: kind == FailureKind::NotSent
                 && transport::is_graceful_goaway(error),
-            ..self.failed_attempt(retryability, failed_at)
+            ..self.prepare_decision(retryability, failed_at)
         };
         let error = transport::as_error(error);
-        match self.decide(failed, cause, None, error) {
+        match self.decide_retry(failed, cause, None, error) {
             Decision::GiveUp(reason) => {
                 self.give_up_with_error(error, reason, cause);
-                Step::Finish
+                None
             }
-            Decision::Retry { delay } => self.begin_backoff(
-                PlannedRetry {
+            Decision::Retry { delay } => {
+                let failure = AttemptFailure {
                     cause,
                     retry_after: None,
                     delay,
                     failed_at,
-                },
-                None,
-                error,
-            ),
+                };
+                Some(self.begin_backoff(failure, None, error))
+            }
         }
     }
 
     /// The failed response was discarded; `head` is what is left of it.
-    pub(super) fn on_discarded(&mut self, planned: PlannedRetry, head: &response::Parts) -> Step {
-        self.begin_backoff(planned, Some(&head.headers), None)
+    pub(super) fn on_discarded(&mut self, failure: AttemptFailure, head: &response::Parts) -> Step {
+        self.begin_backoff(failure, Some(&head.headers), None)
     }
 
     /// The failed response was inspected without a result: gives up.
-    pub(super) fn on_inspected<T>(&mut self, planned: PlannedRetry, response: &mut Response<T>) {
+    pub(super) fn on_inspected<T>(&mut self, failure: AttemptFailure, response: &mut Response<T>) {
         let reason = GiveUpReason::NotRetryable;
-        self.give_up_with_response(response, reason, planned.cause, planned.retry_after);
+        self.give_up_with_response(response, reason, failure.cause, failure.retry_after);
     }
 
     /// The body of the failed response reports `invalid_token`: gives up.
     pub(super) fn on_invalid_token<T>(
         &mut self,
-        planned: PlannedRetry,
+        failure: AttemptFailure,
         response: &mut Response<T>,
     ) {
         let reason = GiveUpReason::InvalidToken;
-        self.give_up_with_response(response, reason, planned.cause, planned.retry_after);
+        self.give_up_with_response(response, reason, failure.cause, failure.retry_after);
     }
 
     /// The delay before the retry has elapsed.
@@ -245,7 +248,7 @@ where
     pub(super) fn on_ready_error<E: fmt::Display + 'static>(&mut self, error: &E) {
         let cause = Cause::from_error(transport::classify_error(error));
         let error = transport::as_error(error);
-        self.give_up_with_error(error, GiveUpReason::ServiceNotReady, cause);
+        self.give_up_with_error(error, GiveUpReason::ReadinessFailed, cause);
     }
 
     /// Begins the next attempt, a retry or a first attempt that was queued.
@@ -318,6 +321,7 @@ where
     /// A success after a retry, or with a rate gate.
     #[cold]
     fn on_success_slow_path<T>(&mut self, response: &mut Response<T>) {
+        // A custom classifier may take a 429 for a success; the gate closes all the same.
         self.update_rate_gate(response, |config, headers| {
             nonzero(retry_after(headers, SystemTime::now())).unwrap_or_else(|| first_delay(config))
         });
@@ -330,7 +334,7 @@ where
         &mut self,
         response: &mut Response<T>,
         class: C::FailureClass,
-    ) -> Step {
+    ) -> ResponseStep {
         let failed_at = Instant::now();
         let (status, headers) = (response.status(), response.headers());
         let cause = Cause::from_status(status, class.kind());
@@ -347,31 +351,31 @@ where
             invalid_token,
             retry_after,
             exempt_from_budget: is_scheduled_by_server(status, retry_after),
-            ..self.failed_attempt(retryability, failed_at)
+            ..self.prepare_decision(retryability, failed_at)
         };
-        let decision = self.decide(failed, cause, Some(headers), None);
+        let decision = self.decide_retry(failed, cause, Some(headers), None);
         self.update_rate_gate(response, |config, _| {
             nonzero(retry_after).unwrap_or_else(|| match decision {
                 Decision::Retry { delay } => delay,
                 Decision::GiveUp(_) => first_delay(config),
             })
         });
-        let planned = |delay| PlannedRetry {
+        let failure = |delay| AttemptFailure {
             cause,
             retry_after,
             delay,
             failed_at,
         };
         match decision {
-            Decision::Retry { delay } => Step::Discard(planned(delay)),
+            Decision::Retry { delay } => ResponseStep::Discard(failure(delay)),
             Decision::GiveUp(GiveUpReason::NotRetryable)
                 if self.policy.config.inspect_token_errors && may_be_token_error(status) =>
             {
-                Step::Inspect(planned(Duration::ZERO))
+                ResponseStep::Inspect(failure(Duration::ZERO))
             }
             Decision::GiveUp(reason) => {
                 self.give_up_with_response(response, reason, cause, retry_after);
-                Step::Finish
+                ResponseStep::Return
             }
         }
     }

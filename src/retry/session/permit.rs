@@ -1,4 +1,4 @@
-//! The session's part at the rate gate.
+//! Rate-gate handling of a session.
 
 use std::{
     future::Future,
