@@ -77,7 +77,8 @@
 //! [`RetryPolicy::inspect_token_errors`], that of a 400, 401 or 403 is inspected first). Otherwise the
 //! beginning of the body is inspected: `"error": "invalid_token"` gives up too, and the response is returned
 //! in full. The rest is drained, so that the connection can be reused. The delay is measured from the failure. After it, the
-//! inner service is polled until it is ready for the next attempt; if that fails, its error is returned
+//! inner service is polled until it is ready for the next attempt; if that fails, the response is returned if
+//! its body fit into [`RetryPolicy::inspect_limit`], otherwise the error
 //! ([`GiveUpReason::ReadinessFailed`]).
 //!
 //! With a [`RateGate`], each attempt first acquires a permit. If the permit would come after the deadline, the

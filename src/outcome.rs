@@ -142,8 +142,10 @@ pub enum GiveUpReason {
     /// The retry filter returned `false`
     /// ([`RetryPolicy::retry_filter`](crate::RetryPolicy::retry_filter)).
     Vetoed,
-    /// The inner service returned an error from `poll_ready`, before a retry or an attempt that was queued
-    /// at the rate gate. That error is final.
+    /// The inner service could not take the attempt: it returned an error from `poll_ready` before a retry
+    /// or an attempt that was queued at the rate gate, or tower's load shedder rejected a retry. The
+    /// failed response before it is returned if its body fit into
+    /// [`inspect_limit`](crate::RetryPolicy::inspect_limit), otherwise the error.
     ReadinessFailed,
 }
 

@@ -66,6 +66,11 @@ impl<R: Body> PeekedBody<R> {
             }
     }
 
+    /// Returns whether the inner body has been dropped, which frees its connection.
+    pub(crate) fn is_released(&self) -> bool {
+        !matches!(self.tail, Tail::Unread(_))
+    }
+
     /// Reads until `limit` bytes are buffered or the body has ended.
     pub(crate) fn poll_buffer(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<()> {
         let mut frames = 0;

@@ -30,6 +30,13 @@ pub(crate) fn is_graceful_goaway<E: 'static>(_: &E) -> bool {
     false
 }
 
+/// Returns whether tower's load shedder rejected the request because the inner service was not ready.
+pub(crate) fn is_load_shed<E: 'static>(error: &E) -> bool {
+    as_error(error).is_some_and(|error| {
+        sources(error).any(|error| error.is::<tower::load_shed::error::Overloaded>())
+    })
+}
+
 /// Downcasts `E`, which need not implement [`Error`], to a recognized error type.
 pub(crate) fn as_error<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
     let any: &dyn Any = error;

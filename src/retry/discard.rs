@@ -23,6 +23,8 @@ pub(super) struct DiscardingResponse<R: Body> {
     pub(super) purpose: Purpose,
     body: PeekedBody<R>,
     inspected: bool,
+    /// The whole body was buffered when it was inspected.
+    complete: bool,
     drain_remaining: usize,
 }
 
@@ -57,6 +59,7 @@ impl<R: Body> DiscardingResponse<R> {
             purpose,
             body: PeekedBody::new(body),
             inspected: false,
+            complete: false,
             drain_remaining: config.drain_limit,
         }
     }
@@ -73,6 +76,7 @@ impl<R: Body> DiscardingResponse<R> {
                 return Poll::Ready(self.inspect());
             }
             self.inspected = true;
+            self.complete = self.body.is_complete();
             if let Inspection::InvalidToken = self.inspect() {
                 return Poll::Ready(Inspection::InvalidToken);
             }
@@ -100,8 +104,9 @@ impl<R: Body> DiscardingResponse<R> {
         Response::from_parts(self.parts, self.body.into())
     }
 
-    /// Drops the body, and returns the head.
-    pub(super) fn into_parts(self) -> Parts {
-        self.parts
+    /// Returns whether the response can be kept during the delay: its body is buffered whole, and holds no
+    /// connection.
+    pub(super) fn is_self_contained(&self) -> bool {
+        self.complete && self.body.is_released()
     }
 }

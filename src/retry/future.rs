@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     body::{ReplayBody, ReplaySource, ResponseBody},
-    classify::RetryableFailure,
+    classify::{RetryableFailure, transport},
     outcome::OutcomeHandle,
     policy::{RetryPolicy, idempotency},
     rate_gate::Permit,
@@ -51,6 +51,9 @@ pin_project! {
         state: State<S::Future, R>,
         service: S,
         session: Session<C, B>,
+        // The last failed response, if it was small enough to be buffered whole: returned if the retry
+        // cannot be sent.
+        last_response: Option<Box<DiscardingResponse<R>>>,
     }
 }
 
@@ -150,6 +153,7 @@ where
                 finished: false,
                 retry: None,
             },
+            last_response: None,
         }
     }
 
@@ -167,6 +171,7 @@ where
             state: State::Queued { timer: None },
             service: service.clone(),
             session: Session::new_queued(policy, permit, request, started),
+            last_response: None,
         }
     }
 }
@@ -248,6 +253,13 @@ where
 
     #[cold]
     fn fail(mut self: Pin<&mut Self>, error: S::Error) -> Option<<Self as Future>::Output> {
+        let this = self.as_mut().project();
+        if transport::is_load_shed(&error) {
+            if let Some(last) = this.last_response.take() {
+                this.session.on_shed(&error);
+                return Some(Ok(Self::give_up_with_last_response(this.session, *last)));
+            }
+        }
         match self.as_mut().project().session.on_error(&error) {
             None => Some(Err(error)),
             Some(step) => {
@@ -267,33 +279,14 @@ where
         let mut this = self.as_mut().project();
         let step = match this.state.as_mut().project() {
             StateProj::Discarding { response, timeout } => {
-                let inspection = match response {
-                    Some(response) => {
-                        ready!(response.poll_discard(cx, timeout, this.session.config()))
-                    }
-                    None => Inspection::Passed,
-                };
-                let Some(response) = response.take() else {
+                let Some(discarding) = response else {
                     polled_after_completion()
                 };
-                let failure = response.failure;
-                match (inspection, response.purpose) {
-                    (Inspection::Passed, Purpose::Retry) => {
-                        this.session.on_discarded(failure, &response.into_parts())
-                    }
-                    (inspection, _) => {
-                        let mut response = response.into_response();
-                        match inspection {
-                            Inspection::InvalidToken => {
-                                this.session.on_invalid_token(failure, &mut response);
-                            }
-                            Inspection::Passed => {
-                                this.session.on_inspected(failure, &mut response);
-                            }
-                        }
-                        this.state.set(State::Done);
-                        return Poll::Ready(Some(Ok(response)));
-                    }
+                let inspection =
+                    ready!(discarding.poll_discard(cx, timeout, this.session.config()));
+                match response.take() {
+                    Some(response) => return Poll::Ready(self.inspected(response, inspection)),
+                    None => polled_after_completion(),
                 }
             }
             StateProj::BackingOff { sleep, failed_at } => {
@@ -313,6 +306,28 @@ where
         };
         self.transition(step);
         Poll::Ready(None)
+    }
+
+    fn inspected(
+        mut self: Pin<&mut Self>,
+        response: Box<DiscardingResponse<R>>,
+        inspection: Inspection,
+    ) -> Option<<Self as Future>::Output> {
+        let mut this = self.as_mut().project();
+        let failure = response.failure;
+        if let (Inspection::Passed, Purpose::Retry) = (&inspection, response.purpose) {
+            let step = this.session.on_discarded(failure, &response.parts);
+            *this.last_response = response.is_self_contained().then_some(response);
+            self.transition(step);
+            return None;
+        }
+        let mut response = response.into_response();
+        match inspection {
+            Inspection::InvalidToken => this.session.on_invalid_token(failure, &mut response),
+            Inspection::Passed => this.session.on_inspected(failure, &mut response),
+        }
+        this.state.set(State::Done);
+        Some(Ok(response))
     }
 
     fn poll_ready(
@@ -337,11 +352,27 @@ where
                 Poll::Ready(None)
             }
             Err(error) => {
-                this.session.on_ready_error(&error);
                 this.state.set(State::Done);
-                Poll::Ready(Some(Err(error)))
+                Poll::Ready(Some(match this.last_response.take() {
+                    Some(last) => Ok(Self::give_up_with_last_response(this.session, *last)),
+                    None => {
+                        this.session.on_ready_error(&error);
+                        Err(error)
+                    }
+                }))
             }
         }
+    }
+
+    /// The retry cannot be sent: returns the failed response before it.
+    fn give_up_with_last_response(
+        session: &mut Session<C, B>,
+        last: DiscardingResponse<R>,
+    ) -> Response<ResponseBody<R>> {
+        let failure = last.failure;
+        let mut response = last.into_response();
+        session.on_retry_not_sent(failure, &mut response);
+        response
     }
 
     fn transition(self: Pin<&mut Self>, step: Step) {

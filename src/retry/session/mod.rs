@@ -238,6 +238,25 @@ where
         self.give_up_with_response(response, reason, failure.cause, failure.retry_after);
     }
 
+    /// The retry was rejected by a load shedder of the inner service.
+    pub(super) fn on_shed<E: fmt::Display + 'static>(&mut self, error: &E) {
+        let cause = Cause::from_error(transport::classify_error(error));
+        self.telemetry.on_error(cause);
+        if let Some(permit) = &mut self.permit {
+            permit.on_error();
+        }
+    }
+
+    /// The retry cannot be sent, and `response` is the failed response before it: gives up.
+    pub(super) fn on_retry_not_sent<T>(
+        &mut self,
+        failure: AttemptFailure,
+        response: &mut Response<T>,
+    ) {
+        let reason = GiveUpReason::ReadinessFailed;
+        self.give_up_with_response(response, reason, failure.cause, failure.retry_after);
+    }
+
     /// The delay before the retry has elapsed.
     pub(super) fn on_backoff_elapsed(&mut self, failed_at: Instant) -> Step {
         self.retry.get_or_insert_default().total_delay += failed_at.elapsed();
