@@ -89,7 +89,7 @@
 //! | use | types |
 //! | --- | --- |
 //! | start here | [`RetryLayer`], [`Retry`], [`RetryPolicy`], [`ServiceBuilderExt`] |
-//! | configure | [`RetryConfig`], [`Shared`], [`RequestOptions`], [`Backoff`], [`BackoffFn`], [`ExponentialBackoff`], [`backoff_fn`], [`MakeIdempotencyKey`], [`InvalidConfig`] |
+//! | configure | [`RetryConfig`], [`Shared`], [`RequestOptions`], [`Backoff`], [`BackoffFn`], [`ExponentialBackoff`], [`backoff_fn`], [`MakeIdempotencyKey`], [`idempotency_key_fn`], [`InvalidConfig`] |
 //! | classify | [`ApiErrorsAsFailures`], [`ApiFailureClass`], [`FailureKind`], [`Retryability`], [`RetryableFailure`] |
 //! | outcomes | [`RetryOutcome`], [`GiveUpReason`], [`OutcomeHandle`], [`RetryEvent`], [`GiveUpEvent`] |
 //! | storms | [`RetryBudget`], [`BudgetConfig`], [`RateGate`] |
@@ -191,7 +191,7 @@ pub use self::{
     outcome::{GiveUpReason, OutcomeHandle, RetryOutcome},
     policy::{
         BudgetConfig, MakeIdempotencyKey, OnGiveUp, OnRetry, RequestOptions, RetryConfig,
-        RetryFilter, RetryPolicy, Shared,
+        RetryFilter, RetryPolicy, Shared, idempotency_key_fn,
     },
     rate_gate::RateGate,
     retry::{Retry, RetryLayer},

@@ -324,7 +324,7 @@ async fn custom_failure_kind_is_the_error_type() {
             Retryability::Always
         }
 
-        fn kind(&self) -> Option<FailureKind> {
+        fn failure_kind(&self) -> Option<FailureKind> {
             Some(FailureKind::Custom("no_content"))
         }
     }

@@ -212,9 +212,6 @@ pub struct ApiFailureClass {
 impl ApiFailureClass {
     /// Creates a failure class, for a user's own classifier or for tests. `status` is `None` for an error
     /// of the inner service.
-    ///
-    /// The layer relies on `kind` and does not check the `WWW-Authenticate` header again. A classifier
-    /// that does not check it has to implement [`RetryableFailure`] for its own class.
     pub fn new(kind: FailureKind, status: Option<StatusCode>, retryability: Retryability) -> Self {
         Self {
             kind,
@@ -331,15 +328,7 @@ pub trait RetryableFailure {
     /// Returns the kind that is reported to callbacks and telemetry.
     ///
     /// `None`, the default, derives the kind from the status or from the error of the inner service.
-    fn kind(&self) -> Option<FailureKind> {
-        None
-    }
-
-    /// Returns whether the `WWW-Authenticate` header of the response reports an invalid token, if the
-    /// classifier has checked it.
-    ///
-    /// With `None`, the default, the layer checks the header.
-    fn invalid_token(&self) -> Option<bool> {
+    fn failure_kind(&self) -> Option<FailureKind> {
         None
     }
 }
@@ -349,12 +338,8 @@ impl RetryableFailure for ApiFailureClass {
         self.retryability
     }
 
-    fn kind(&self) -> Option<FailureKind> {
+    fn failure_kind(&self) -> Option<FailureKind> {
         Some(self.kind)
-    }
-
-    fn invalid_token(&self) -> Option<bool> {
-        Some(self.kind == FailureKind::InvalidToken)
     }
 }
 

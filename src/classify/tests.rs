@@ -131,21 +131,16 @@ fn custom_kind_is_its_text() {
 }
 
 #[test]
-fn api_failure_class_reports_kind_and_invalid_token() {
+fn api_failure_class_reports_its_kind() {
     let status = StatusCode::UNAUTHORIZED;
-    for (kind, invalid_token) in [
-        (InvalidToken, true),
-        (Unauthorized, false),
-        (Custom("quota_exceeded"), false),
-    ] {
+    for kind in [InvalidToken, Unauthorized, Custom("quota_exceeded")] {
         let class = ApiFailureClass::new(kind, Some(status), IfIdempotent);
         assert_eq!(class.kind(), kind);
         assert_eq!(class.status(), Some(status));
         assert_eq!(class.retryability(), IfIdempotent);
         assert_eq!(class.to_string(), "401 Unauthorized");
-        assert_eq!(RetryableFailure::kind(&class), Some(kind));
+        assert_eq!(class.failure_kind(), Some(kind));
         assert_eq!(RetryableFailure::retryability(&class), IfIdempotent);
-        assert_eq!(class.invalid_token(), Some(invalid_token));
     }
     let error = ApiFailureClass::new(Custom("quota_exceeded"), None, Never);
     assert_eq!(error.to_string(), "quota_exceeded");
@@ -161,12 +156,11 @@ fn retryable_failure_reports_nothing_by_default() {
         }
     }
 
-    assert_eq!(AlwaysRetry.kind(), None);
-    assert_eq!(AlwaysRetry.invalid_token(), None);
+    assert_eq!(AlwaysRetry.failure_kind(), None);
     let class = ServerErrorsFailureClass::StatusCode(StatusCode::BAD_GATEWAY);
-    assert_eq!((class.kind(), class.invalid_token()), (None, None));
+    assert_eq!(class.failure_kind(), None);
     let class = StatusInRangeFailureClass::StatusCode(StatusCode::BAD_GATEWAY);
-    assert_eq!((class.kind(), class.invalid_token()), (None, None));
+    assert_eq!(class.failure_kind(), None);
 }
 
 #[cfg(feature = "serde")]

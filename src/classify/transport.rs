@@ -18,11 +18,13 @@ pub(crate) fn classify_error<E: 'static>(error: &E) -> FailureKind {
 ///
 /// Servers renew busy HTTP/2 connections this way. It is no sign of an outage (RFC 9113 §6.8).
 ///
-/// The kind is not checked here: call it only if [`classify_error`] has returned `NotSent`. An error of
-/// another kind may have a graceful GOAWAY as its source, too.
+/// An error of another kind may have a graceful GOAWAY as its source, too.
 #[cfg(feature = "hyper")]
 pub(crate) fn is_graceful_goaway<E: 'static>(error: &E) -> bool {
-    as_error(error).is_some_and(|error| sources(error).any(hyper_errors::is_goaway_no_error))
+    as_error(error).is_some_and(|error| {
+        sources(error).any(hyper_errors::is_goaway_no_error)
+            && classify_chain(error) == FailureKind::NotSent
+    })
 }
 
 #[cfg(not(feature = "hyper"))]

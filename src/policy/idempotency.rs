@@ -74,7 +74,7 @@ impl RequestOptions {
 /// All attempts of a request carry the same key. Retrying a POST with a key is safe only if the server
 /// supports the header.
 ///
-/// Closures implement this trait, and so does `MakeIdempotencyUuid` (feature `uuid`).
+/// Closures implement this trait ([`idempotency_key_fn`]), and so does `MakeIdempotencyUuid` (feature `uuid`).
 ///
 /// # Examples
 ///
@@ -95,22 +95,35 @@ impl RequestOptions {
 /// }
 ///
 /// let policy = RetryPolicy::new().idempotency_key(WorkerKey::default());
-///
-/// // A key that the caller has left in the request's extensions.
-/// let policy = RetryPolicy::new()
-///     .idempotency_key(|request: &Request<()>| request.extensions().get::<HeaderValue>().cloned());
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not generate idempotency keys",
     label = "not a generator of idempotency keys",
-    note = "pass a closure `|request: &http::Request<()>| -> Option<http::HeaderValue>`, or \
-            `MakeIdempotencyUuid` (feature `uuid`)"
+    note = "wrap a closure in `idempotency_key_fn`, or use `MakeIdempotencyUuid` (feature `uuid`)"
 )]
 pub trait MakeIdempotencyKey: Send + Sync {
     /// Returns the key for `request`, which is shown without its body; `None` to send it without a key.
     ///
     /// Called only for a request with a non-idempotent method, other than CONNECT, that has no key yet.
     fn make_idempotency_key(&self, request: &Request<()>) -> Option<HeaderValue>;
+}
+
+/// Returns a closure as a generator of idempotency keys, with the type of its argument inferred.
+///
+/// # Examples
+///
+/// ```
+/// use http::HeaderValue;
+/// use tower_http_retry::{RetryPolicy, idempotency_key_fn};
+///
+/// let make = idempotency_key_fn(|request| request.extensions().get::<HeaderValue>().cloned());
+/// let policy = RetryPolicy::new().idempotency_key(make);
+/// ```
+pub fn idempotency_key_fn<F>(make: F) -> F
+where
+    F: Fn(&Request<()>) -> Option<HeaderValue> + Send + Sync,
+{
+    make
 }
 
 impl<F> MakeIdempotencyKey for F

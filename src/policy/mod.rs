@@ -24,7 +24,7 @@ use crate::{
 pub use self::idempotency::MakeIdempotencyUuid;
 pub use self::{
     config::{BudgetConfig, OnGiveUp, OnRetry, RetryConfig, RetryFilter, Shared},
-    idempotency::{MakeIdempotencyKey, RequestOptions},
+    idempotency::{MakeIdempotencyKey, RequestOptions, idempotency_key_fn},
 };
 
 /// Configures which requests are retried, when, and how often.
@@ -99,7 +99,7 @@ pub use self::{
 /// # #[cfg(not(feature = "serde"))]
 /// # fn main() {}
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct RetryPolicy<C = ApiErrorsAsFailures> {
     pub(crate) classifier: C,
     pub(crate) config: RetryConfig,
@@ -108,7 +108,10 @@ pub struct RetryPolicy<C = ApiErrorsAsFailures> {
 impl RetryPolicy {
     /// Creates the policy of the documented contract, with the default settings.
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            classifier: ApiErrorsAsFailures::new(),
+            config: RetryConfig::default(),
+        }
     }
 
     /// Overrides the retryability of a status, as
@@ -134,8 +137,7 @@ impl<C> RetryPolicy<C> {
     /// Overrides made with [`classify_status`](RetryPolicy::classify_status) belong to the classifier
     /// that is replaced. A class that needs the end of the stream
     /// ([`RequiresEos`](tower_http::classify::ClassifiedResponse::RequiresEos)) is not a failure, and the
-    /// response is returned. `invalid_token` prevents retries with every classifier, unless its failure
-    /// class denies it ([`RetryableFailure::invalid_token`]).
+    /// response is returned. `invalid_token` prevents retries with every classifier.
     #[must_use]
     pub fn classifier<M>(self, classifier: M) -> RetryPolicy<M>
     where
@@ -406,6 +408,13 @@ impl<C> RetryPolicy<C> {
     pub fn client_name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.config.client_name = name.into();
         self
+    }
+}
+
+// Not derived: the type parameter would have to be written out.
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -50,14 +50,25 @@ impl SavedHead {
     }
 
     /// Returns whether [`rebuild`](Self::rebuild) succeeds. It does not if a header value contains
-    /// bytes that `http` does not allow (`HeaderValue::from_maybe_shared_unchecked`).
+    /// bytes that `http` does not allow (`HeaderValue::from_maybe_shared_unchecked`), or if the names of
+    /// thousands of headers collide.
     pub(super) fn can_be_rebuilt(&self) -> bool {
         let mut headers = self.headers();
         let valid = |value: &[u8]| {
             let mut bytes = value.iter();
             bytes.all(|byte| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f))
         };
+        // `HeaderMap` is full at 24 576 names, or earlier if many of them collide. Below this number it has
+        // room even then.
+        const MAX_UNCHECKED_HEADERS: usize = 1000;
+
+        let has_room = || {
+            self.header_count <= MAX_UNCHECKED_HEADERS
+                || decode_headers(&Bytes::copy_from_slice(&self.encoded), self.header_count)
+                    .is_some()
+        };
         headers.all(|pair| valid(pair.second))
+            && has_room()
             && decode_uri(&self.encoded, Bytes::copy_from_slice).is_some()
     }
 
@@ -257,6 +268,63 @@ mod tests {
                 "{method} {key:?} {idempotent:?}"
             );
         }
+    }
+
+    /// Returns `count` names whose hashes are in `hashes`. A sparse `HeaderMap` uses 15 bits of FNV-1a.
+    fn names_with_hash(hashes: std::ops::Range<u64>, count: usize) -> Vec<HeaderName> {
+        let step = |hash: u64, byte: u8| ((hash ^ u64::from(byte)) * 0x1b3) & 0x7fff;
+        let custom_name = 1_isize.to_ne_bytes().into_iter();
+        let start = custom_name.fold(0x2325, step);
+        const LETTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+        let mut names = Vec::new();
+        // All words of five letters, in an order in which most of the hash is known before the last one.
+        for word in 0..36_usize.pow(4) {
+            let word = [3, 2, 1, 0].map(|at| LETTERS[word / 36_usize.pow(at) % 36]);
+            let hash = word.into_iter().fold(start, step);
+            for last in *LETTERS {
+                if hashes.contains(&step(hash, last)) {
+                    let name = [&word[..], &[last]].concat();
+                    names.push(HeaderName::from_bytes(&name).unwrap());
+                }
+            }
+            if names.len() >= count {
+                break;
+            }
+        }
+        names.truncate(count);
+        names
+    }
+
+    fn colliding_names() -> Vec<HeaderName> {
+        let mut names = names_with_hash(77..78, 650);
+        let alternating = names.split_off(550).into_iter();
+        let near = names_with_hash(650..700, 100).into_iter();
+        names.extend(near.zip(alternating).flat_map(|(near, same)| [near, same]));
+        names
+    }
+
+    #[test]
+    fn head_with_thousands_of_colliding_names_is_known_not_to_be_rebuilt() {
+        let colliding = colliding_names();
+        let mut request = Request::new(());
+        let headers = request.headers_mut();
+        // The map switches to another hash function, and keeps it.
+        for name in &colliding {
+            headers.insert(name.clone(), 1.into());
+        }
+        for name in &colliding {
+            headers.remove(name);
+        }
+        for number in 0..6500 {
+            let name = HeaderName::try_from(format!("y-{number}")).unwrap();
+            headers.insert(name, 1.into());
+        }
+        for name in &colliding {
+            headers.insert(name.clone(), 1.into());
+        }
+        let saved = SavedHead::from_request(&request);
+        assert!(saved.rebuild().is_none());
+        assert!(!saved.can_be_rebuilt());
     }
 
     #[test]

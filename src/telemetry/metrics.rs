@@ -30,7 +30,7 @@ mod names {
 /// | --- | --- | --- |
 /// | `tower_http_retry_requests_total` | counter | requests passed to the layer |
 /// | `tower_http_retry_attempts_total` | counter | attempts sent |
-/// | `tower_http_retry_retries_total` | counter | retries scheduled, by `error_type`: the status, or the kind of failure |
+/// | `tower_http_retry_retries_total` | counter | retries scheduled, by `error_type`: the status of a 4xx or 5xx, otherwise the kind of failure |
 /// | `tower_http_retry_give_ups_total` | counter | failures returned to the caller, by `reason`: a [`GiveUpReason`](crate::GiveUpReason) |
 /// | `tower_http_retry_delay_seconds` | histogram | planned delay before each retry, in seconds |
 /// | `tower_http_retry_budget_balance` | gauge | tokens in the retry budget, at the last update |

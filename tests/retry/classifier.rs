@@ -10,7 +10,9 @@ use tower_http::classify::{
     ClassifiedResponse, ClassifyResponse, NeverClassifyEos, ServerErrorsAsFailures,
     ServerErrorsFailureClass, SharedClassifier, StatusInRangeAsFailures,
 };
-use tower_http_retry::{FailureKind, GiveUpReason, Retryability, RetryableFailure};
+use tower_http_retry::{
+    ApiErrorsAsFailures, ApiFailureClass, FailureKind, GiveUpReason, Retryability, RetryableFailure,
+};
 
 use crate::common::{INVALID_TOKEN, give_up_reason};
 
@@ -96,7 +98,7 @@ impl RetryableFailure for HiddenError {
         Retryability::Always
     }
 
-    fn kind(&self) -> Option<FailureKind> {
+    fn failure_kind(&self) -> Option<FailureKind> {
         Some(FailureKind::Custom("hidden_error"))
     }
 }
@@ -155,4 +157,40 @@ async fn invalid_token_header_gives_up_with_custom_failure_class() {
     let policy = policy().classifier(SharedClassifier::new(HiddenErrors));
     let response = run_script(policy, request("GET"), [reply]).await.unwrap();
     assert_eq!(give_up_reason(&response), Some(GiveUpReason::InvalidToken));
+}
+
+#[tokio::test(start_paused = true)]
+async fn invalid_token_header_gives_up_whatever_the_class_is_made_from() {
+    /// Classifies the status alone, with the failure class of the default contract.
+    #[derive(Clone, Copy)]
+    struct StatusOnly;
+
+    impl ClassifyResponse for StatusOnly {
+        type FailureClass = ApiFailureClass;
+        type ClassifyEos = NeverClassifyEos<ApiFailureClass>;
+
+        fn classify_response<B>(
+            self,
+            response: &Response<B>,
+        ) -> ClassifiedResponse<ApiFailureClass, Self::ClassifyEos> {
+            let mut without_headers = Response::new(());
+            *without_headers.status_mut() = response.status();
+            ApiErrorsAsFailures::new().classify_response(&without_headers)
+        }
+
+        fn classify_error<E: fmt::Display + 'static>(self, error: &E) -> ApiFailureClass {
+            ApiErrorsAsFailures::new().classify_error(error)
+        }
+    }
+
+    let reply = response(429).with_header("www-authenticate", "Bearer error=\"invalid_token\"");
+    let policy = policy().classifier(SharedClassifier::new(StatusOnly));
+    let response = run_script(policy, request("GET"), [reply]).await.unwrap();
+    assert_eq!(give_up_reason(&response), Some(GiveUpReason::InvalidToken));
+}
+
+#[test]
+fn default_policy_needs_no_type_annotation() {
+    let layer = tower_http_retry::RetryLayer::new(RetryPolicy::default());
+    assert_eq!(layer.policy().config().max_retries, 3);
 }

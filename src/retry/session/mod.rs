@@ -180,7 +180,7 @@ where
             .classifier
             .take()
             .map(|classifier| classifier.classify_error(error));
-        let kind = class.as_ref().and_then(|class| class.kind());
+        let kind = class.as_ref().and_then(|class| class.failure_kind());
         let kind = kind.unwrap_or_else(|| transport::classify_error(error));
         let cause = Cause::from_error(kind);
         self.telemetry.on_error(cause);
@@ -195,8 +195,7 @@ where
         }
         let retryability = class.map_or(Retryability::Never, |class| class.retryability());
         let failed = FailedAttempt {
-            exempt_from_budget: kind == FailureKind::NotSent
-                && transport::is_graceful_goaway(error),
+            exempt_from_budget: transport::is_graceful_goaway(error),
             ..self.prepare_decision(retryability, failed_at)
         };
         let error = transport::as_error(error);
@@ -356,16 +355,16 @@ where
     ) -> ResponseStep {
         let failed_at = Instant::now();
         let (status, headers) = (response.status(), response.headers());
-        let cause = Cause::from_status(status, class.kind());
+        let cause = Cause::from_status(status, class.failure_kind());
         let retryability = class.retryability();
         self.telemetry.on_response(status, Some(cause));
         if retryability == Retryability::Never {
             self.deposit();
         }
         let retry_after = retry_after(headers, SystemTime::now());
-        let invalid_token = class
-            .invalid_token()
-            .unwrap_or_else(|| invalid_token::in_headers(headers));
+        // A class of a user's classifier need not have checked the header.
+        let invalid_token =
+            cause.kind == FailureKind::InvalidToken || invalid_token::in_headers(headers);
         let failed = FailedAttempt {
             invalid_token,
             retry_after,
