@@ -28,7 +28,7 @@ pub(super) struct DiscardingResponse<R: Body> {
     drain_remaining: usize,
 }
 
-/// What happens to the response after the inspection.
+/// The use of the response after the inspection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// It is drained and dropped, and the request is retried.
