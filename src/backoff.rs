@@ -217,10 +217,23 @@ impl Seed {
     /// Returns the generator for the next request.
     fn next(&self) -> fastrand::Rng {
         let request = self.requests.fetch_add(1, Ordering::Relaxed);
-        // Nearby seeds produce correlated first draws; one draw decorrelates them.
-        let mut spread = fastrand::Rng::with_seed(self.seed ^ request.rotate_left(32));
-        fastrand::Rng::with_seed(spread.u64(..))
+        // Mixed twice: seeds and requests that differ by a constant do not share generators.
+        fastrand::Rng::with_seed(splitmix64(splitmix64(self.seed) ^ request))
     }
+}
+
+/// Returns the output of SplitMix64 for a state: a bijection that spreads each bit over all others.
+///
+/// From Steele, Lea and Flood, [Fast Splittable Pseudorandom Number Generators] (OOPSLA 2014), with the
+/// constants of [splitmix64.c] (Vigna, 2015).
+///
+/// [Fast Splittable Pseudorandom Number Generators]: https://doi.org/10.1145/2660193.2660195
+/// [splitmix64.c]: https://prng.di.unimi.it/splitmix64.c
+fn splitmix64(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// Draws a delay uniformly from `0 ..= ceiling`.
@@ -256,6 +269,7 @@ where
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::{BTreeSet, HashSet};
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -305,6 +319,16 @@ mod tests {
         assert_ne!(run(1), run(2));
     }
 
+    #[test]
+    fn splitmix64_matches_reference_output() {
+        // The first outputs of splitmix64.c for the state 1234567.
+        let gamma = 0x9e37_79b9_7f4a_7c15_u64;
+        let state = |n: u64| gamma.wrapping_mul(n).wrapping_add(1_234_567);
+        assert_eq!(splitmix64(state(0)), 6_457_827_717_110_365_317);
+        assert_eq!(splitmix64(state(1)), 3_203_168_211_198_807_973);
+        assert_eq!(splitmix64(state(2)), 9_817_491_932_198_370_423);
+    }
+
     #[cfg(feature = "backoff")]
     #[test]
     fn backoff_crate_strategies_restart_for_each_request() {
@@ -348,6 +372,32 @@ mod tests {
             let backoff = ExponentialBackoff::new(base, cap).with_seed(seed);
             for (n, delay) in (0..).zip(backoff.delays().take(40)) {
                 prop_assert!(delay <= backoff.ceiling(n) && delay <= cap);
+            }
+        }
+
+        #[test]
+        fn distinct_seeds_and_requests_draw_distinct_delays(
+            seed: u64,
+            other: u64,
+            bit in 0u32..64,
+            step in 1u64..100,
+        ) {
+            let seeds = BTreeSet::from([
+                seed,
+                other,
+                seed ^ (1 << bit),
+                seed.wrapping_add(1 << bit),
+                seed ^ (step << 32),
+                seed.wrapping_add(step),
+                seed.rotate_left(32),
+            ]);
+            let mut firsts = HashSet::new();
+            for seed in seeds {
+                let backoff = ExponentialBackoff::default().with_seed(seed);
+                for request in 0..100 {
+                    let delays: Vec<_> = backoff.delays().take(4).collect();
+                    prop_assert!(firsts.insert(delays), "seed {}, request {}", seed, request);
+                }
             }
         }
 

@@ -32,7 +32,19 @@ fn parse(value: &HeaderValue, date: SystemTime) -> Option<Duration> {
 }
 
 fn http_date(value: &HeaderValue) -> Option<SystemTime> {
-    httpdate::parse_http_date(value.to_str().ok()?.trim()).ok()
+    let text = value.to_str().ok()?.trim();
+    let date = httpdate::parse_http_date(text).ok();
+    date.or_else(|| leap_second(text))
+}
+
+/// Parses an HTTP-date whose second is 60, which RFC 9110 §5.6.7 allows and `httpdate` rejects.
+///
+/// `SystemTime` does not count leap seconds: the result is the second after `:59`.
+fn leap_second(text: &str) -> Option<SystemTime> {
+    // In all forms only the seconds are between a colon and a space.
+    let (start, end) = text.split_once(":60 ")?;
+    let previous = httpdate::parse_http_date(&format!("{start}:59 {end}")).ok()?;
+    previous.checked_add(Duration::from_secs(1))
 }
 
 #[cfg(test)]
@@ -95,6 +107,34 @@ mod tests {
         assert_eq!(parsed(&[at], None, now), ten);
         assert_eq!(parsed(&[at], Some("yesterday"), now), ten);
         assert_eq!(parsed(&[at], Some(at), now), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn leap_second_is_the_second_after_59() {
+        let before = "Sat, 31 Dec 2016 23:59:58 GMT";
+        let after = "Sun, 01 Jan 2017 00:00:07 GMT";
+        let now = SystemTime::UNIX_EPOCH;
+        let secs = |n| Some(Duration::from_secs(n));
+        for leap in [
+            "Sat, 31 Dec 2016 23:59:60 GMT",
+            "Saturday, 31-Dec-16 23:59:60 GMT",
+            "Sat Dec 31 23:59:60 2016",
+        ] {
+            assert_eq!(parsed(&[leap], Some(before), now), secs(2), "{leap}");
+            assert_eq!(parsed(&[after], Some(leap), now), secs(7), "{leap}");
+        }
+        for invalid in [
+            "Sat, 31 Dec 2016 23:59:61 GMT",
+            "Sat, 31 Dec 2016 23:60:00 GMT",
+            "Sat, 31 Dec 2016 23:60:60 GMT",
+            "Sat, 31 Dec 2016 60:59:60 GMT",
+            "Fri, 31 Dec 2016 23:59:60 GMT",
+            "Sat, 31 Dec 2016 23:59:60",
+            "Sat Dec 31 23:59:60 GMT",
+            ":60 ",
+        ] {
+            assert_eq!(parsed(&[invalid], Some(before), now), None, "{invalid}");
+        }
     }
 
     #[test]

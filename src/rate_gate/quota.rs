@@ -1,5 +1,7 @@
 //! Parsing of the rate-limit fields of a response.
 
+mod structured;
+
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName};
@@ -19,9 +21,6 @@ pub(crate) struct Quota {
 
 /// Longer times to a reset are treated as malformed: they are more likely in milliseconds than real.
 const MAX_RESET: Duration = Duration::from_secs(7 * 24 * 3600);
-
-const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// The names of the limit, the remaining requests and the reset, in older drafts.
 const LEGACY: [HeaderName; 3] = [
@@ -47,8 +46,9 @@ impl Quota {
     ///
     /// The reset of the last two is in seconds, or a Unix timestamp. Of several policies, the one with the
     /// fewest remaining requests counts. Policies with another quota unit (`qu`) than requests are ignored.
+    /// A structured field that does not parse by RFC 9651 is treated as absent.
     pub(crate) fn from_headers(headers: &HeaderMap, now: SystemTime) -> Option<Self> {
-        let quota = Self::from_structured_fields(headers)
+        let quota = structured::parse(headers)
             .or_else(|| Self::from_legacy_headers(headers, &LEGACY, now))
             .or_else(|| Self::from_legacy_headers(headers, &X_LEGACY, now))?;
         let valid = quota.limit > 0
@@ -56,23 +56,6 @@ impl Quota {
             && quota.reset <= MAX_RESET
             && quota.window.is_none_or(|window| !window.is_zero());
         valid.then_some(quota)
-    }
-
-    fn from_structured_fields(headers: &HeaderMap) -> Option<Self> {
-        let limits = items(headers, RATELIMIT);
-        let policies: Vec<_> = items(headers, POLICY).collect();
-        let quotas = limits.filter_map(|limit| {
-            let mut policies = policies.iter();
-            let policy =
-                policies.find(|policy| policy.name == limit.name && policy.counts_requests())?;
-            Some(Self {
-                limit: policy.integer("q")?,
-                remaining: limit.integer("r")?,
-                reset: Duration::from_secs(limit.integer("t").or(policy.integer("w"))?),
-                window: policy.integer("w").map(Duration::from_secs),
-            })
-        });
-        quotas.min_by_key(|quota| quota.remaining)
     }
 
     fn from_legacy_headers(
@@ -106,46 +89,6 @@ fn leading_integer(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
     let value = headers.get(name)?.to_str().ok()?;
     let first = value.split([',', ';']).next()?.trim();
     first.parse().ok()
-}
-
-/// An item of a list with parameters (RFC 9651). Only the syntax that rate-limit fields use is supported.
-struct Item<'a> {
-    name: &'a str,
-    parameters: Vec<(&'a str, &'a str)>,
-}
-
-impl Item<'_> {
-    fn integer(&self, key: &str) -> Option<u64> {
-        self.parameter(key)?.parse().ok()
-    }
-
-    fn counts_requests(&self) -> bool {
-        // The drafts have both `request` and `requests`.
-        let unit = self.parameter("qu").map(|unit| unit.trim_matches('"'));
-        unit.is_none_or(|unit| matches!(unit, "request" | "requests"))
-    }
-
-    /// Returns the last parameter of this name, as RFC 9651 requires.
-    fn parameter(&self, key: &str) -> Option<&str> {
-        let mut found = self.parameters.iter().filter(|(name, _)| *name == key);
-        found.next_back().map(|(_, value)| *value)
-    }
-}
-
-fn items<'a>(headers: &'a HeaderMap, name: HeaderName) -> impl Iterator<Item = Item<'a>> {
-    let values = headers.get_all(name).into_iter();
-    let members = values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','));
-    members.filter_map(|member| {
-        let mut parts = member.split(';').map(str::trim);
-        let name = parts.next()?.trim_matches('"');
-        let parameters = parts.filter_map(|part| part.split_once('='));
-        Some(Item {
-            name,
-            parameters: parameters.collect(),
-        })
-    })
 }
 
 #[cfg(test)]
@@ -257,6 +200,159 @@ mod tests {
     }
 
     #[test]
+    fn separators_in_quoted_names_are_part_of_the_name() {
+        for name in [
+            "\"a;x\"",
+            "\"a,b\"",
+            "\"a;q=1;w=1, b\"",
+            "\"say \\\"hi\\\", then \\\\\"",
+        ] {
+            let policy = format!("\"a\";q=1;w=1, {name};q=10;w=5");
+            let state = format!("{name};r=4;t=3");
+            let fields = [("ratelimit-policy", &*policy), ("ratelimit", &*state)];
+            assert_eq!(parse(&fields), Some((10, 4, 3, Some(5))), "{name}");
+        }
+    }
+
+    #[test]
+    fn token_and_string_of_the_same_text_are_the_same_name() {
+        for (policy, state) in [
+            ("default;q=100;w=10", "default;r=50;t=3"),
+            ("default;q=100;w=10", "\"default\";r=50;t=3"),
+            ("\"default\"; q=100; w=10", "default; r=50; t=3"),
+        ] {
+            let fields = [("ratelimit-policy", policy), ("ratelimit", state)];
+            assert_eq!(parse(&fields), Some((100, 50, 3, Some(10))), "{state}");
+        }
+    }
+
+    #[test]
+    fn item_with_invalid_parameter_is_ignored() {
+        let quota = |policy: &str, state: &str| {
+            parse(&[("ratelimit-policy", policy), ("ratelimit", state)])
+        };
+        let (policy, state) = ("\"a\";q=10;w=5", "\"a\";r=4;t=3");
+        assert_eq!(quota(policy, state), Some((10, 4, 3, Some(5))));
+        assert_eq!(quota(policy, "\"a\";r=4"), Some((10, 4, 5, Some(5))));
+        let invalid = ["-1", "3.0", "\"3\"", "soon", "?1", "@3", ":Aw==:"];
+        for value in invalid {
+            for state in [
+                format!("\"a\";r=4;t={value}"),
+                format!("\"a\";r={value};t=3"),
+            ] {
+                assert_eq!(quota(policy, &state), None, "{state}");
+                // Other items still count.
+                let states = format!("{state}, \"b\";r=6;t=2");
+                let two = quota("\"a\";q=10;w=5, \"b\";q=20;w=1", &states);
+                assert_eq!(two, Some((20, 6, 2, Some(1))), "{states}");
+            }
+            for policy in [
+                format!("\"a\";q=10;w={value}"),
+                format!("\"a\";q={value};w=5"),
+            ] {
+                assert_eq!(quota(&policy, state), None, "{policy}");
+                // The next policy of the same name counts.
+                let policies = format!("{policy}, \"a\";q=20;w=1");
+                let next = quota(&policies, state);
+                assert_eq!(next, Some((20, 4, 3, Some(1))), "{policies}");
+            }
+        }
+        // A parameter without a value is a boolean.
+        assert_eq!(quota(policy, "\"a\";r=4;t"), None);
+        // The last parameter of a name counts.
+        let repeated = quota("\"a\";q=x;q=10;w=5", "\"a\";r=9;t=x;t=3;r=4");
+        assert_eq!(repeated, Some((10, 4, 3, Some(5))));
+        // Parameters of the other field have no meaning.
+        let other = quota("\"a\";q=10;w=5;r=-1;t=x", "\"a\";r=4;t=3;q=x;w=-1");
+        assert_eq!(other, Some((10, 4, 3, Some(5))));
+    }
+
+    #[test]
+    fn unnamed_members_are_ignored() {
+        let fields = [
+            (
+                "ratelimit-policy",
+                "(\"a\" b);q=1;w=1, 7;q=1;w=1, \"a\";q=10;w=5",
+            ),
+            ("ratelimit", "(\"a\" b);r=0;t=1, 7;r=0;t=1, \"a\";r=4;t=3"),
+        ];
+        assert_eq!(parse(&fields), Some((10, 4, 3, Some(5))));
+    }
+
+    #[test]
+    fn field_with_a_syntax_error_is_absent() {
+        let policy = "\"a\";q=10;w=5";
+        let legacy = [
+            ("x-ratelimit-limit", "100"),
+            ("x-ratelimit-remaining", "50"),
+            ("x-ratelimit-reset", "8"),
+        ];
+        for state in [
+            "\"a\";r=4;t=3,",
+            "\"a\";r=4;t=3, ,\"b\";r=1",
+            "\"a\";r=4;t=3, \"b",
+            "\"a\" ;r=4;t=3",
+            "\"a\";r= 4;t=3",
+            "\"a\";R=4;r=4;t=3",
+            "\"a\";r=4;t=3;note=\u{fc}",
+            "\"a\";r=4;t=1234567890123456",
+            "limit=100, remaining=50, reset=8",
+        ] {
+            let mut fields = vec![("ratelimit-policy", policy), ("ratelimit", state)];
+            assert_eq!(parse(&fields), None, "{state}");
+            fields.extend(legacy);
+            assert_eq!(parse(&fields), Some((100, 50, 8, None)), "{state}");
+        }
+        let fields = [
+            ("ratelimit-policy", "\"a\";q=10;w=5;"),
+            ("ratelimit", "\"a\";r=4;t=3"),
+        ];
+        assert_eq!(parse(&fields), None);
+    }
+
+    #[test]
+    fn lines_of_a_field_are_one_list() {
+        let mut fields = vec![
+            ("ratelimit-policy", "\"a\";q=10;w=5"),
+            ("ratelimit-policy", "\"b\";q=20;w=1"),
+            ("ratelimit", "\"a\";r=6;t=3, \"c\";r=0;t=1"),
+            ("ratelimit", "\"b\";r=4;t=1"),
+        ];
+        assert_eq!(parse(&fields), Some((20, 4, 1, Some(1))));
+        let split_in_a_name = [
+            ("ratelimit-policy", "\"a, b\";q=10;w=5"),
+            ("ratelimit", "\"a"),
+            ("ratelimit", "b\";r=4;t=3"),
+        ];
+        assert_eq!(parse(&split_in_a_name), Some((10, 4, 3, Some(5))));
+        fields.push(("ratelimit", "\"a\";r="));
+        assert_eq!(parse(&fields), None);
+    }
+
+    #[test]
+    fn items_after_the_first_32_are_ignored_but_checked() {
+        let state = |items: usize, last: &str| {
+            let mut states = "\"x\";r=1;t=1, ".repeat(items);
+            states.push_str(last);
+            parse(&[
+                ("ratelimit-policy", "\"a\";q=10;w=5"),
+                ("ratelimit", &states),
+            ])
+        };
+        assert_eq!(state(31, "\"a\";r=4;t=3"), Some((10, 4, 3, Some(5))));
+        assert_eq!(state(32, "\"a\";r=4;t=3"), None);
+        let first = |rest: &str| {
+            let states = format!("\"a\";r=4;t=3, {}{rest}", "\"x\";r=1;t=1, ".repeat(99));
+            parse(&[
+                ("ratelimit-policy", "\"a\";q=10;w=5"),
+                ("ratelimit", &states),
+            ])
+        };
+        assert_eq!(first("\"b\""), Some((10, 4, 3, Some(5))));
+        assert_eq!(first("\"b"), None);
+    }
+
+    #[test]
     fn past_timestamp_is_a_reset_of_zero() {
         let x = [
             ("x-ratelimit-limit", "10"),
@@ -267,6 +363,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn policy_is_found_by_any_string_as_its_name(name in "[ -~]{0,20}") {
+            let name = format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""));
+            let policy = format!("{name};q=10;w=5");
+            let state = format!("{name};r=4;t=3");
+            let found = parse(&[("ratelimit-policy", &policy), ("ratelimit", &state)]);
+            prop_assert_eq!(found, Some((10, 4, 3, Some(5))));
+        }
+
         #[test]
         fn parsing_arbitrary_fields_does_not_panic(value in "[ -~]{0,60}", other in "[ -~]{0,60}") {
             for name in ["ratelimit", "ratelimit-limit", "x-ratelimit-limit"] {
