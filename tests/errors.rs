@@ -271,7 +271,8 @@ async fn huge_body_is_read_only_up_to_limit() {
     let gibibyte = response(500).with_body(StreamBody::new(frames));
     let error = api_error(gibibyte).await;
     assert_eq!(error.body().len(), 64 * 1024);
-    assert_eq!(read.load(Ordering::Relaxed), 64 * 1024);
+    // One more frame is read to see that the body goes on.
+    assert_eq!(read.load(Ordering::Relaxed), 64 * 1024 + CHUNK);
     assert!(error.is_body_truncated());
 }
 
@@ -303,6 +304,46 @@ async fn body_limit_truncates_only_longer_bodies() {
             (error.body().len(), error.is_body_truncated()),
             (limit.min(4), is_truncated)
         );
+    }
+}
+
+#[tokio::test]
+async fn body_of_unknown_length_that_fits_is_not_truncated() {
+    let frame =
+        |text: &'static str| Ok::<_, io::Error>(Frame::data(Bytes::from_static(text.as_bytes())));
+    let trailers = || Ok(Frame::trailers(http::HeaderMap::new()));
+    let reset = || Err(io::Error::from(io::ErrorKind::ConnectionReset));
+    for (frames, limit, is_truncated) in [
+        (vec![], 0, false),
+        (vec![frame("four")], 4, false),
+        (vec![frame("fo"), frame("ur"), frame("")], 4, false),
+        (vec![frame("four"), frame(""), trailers()], 4, false),
+        (vec![frame("four"), frame("!")], 4, true),
+        (vec![frame("four"), reset()], 4, true),
+        (vec![frame("four!")], 4, true),
+        (vec![frame("four")], 0, true),
+    ] {
+        let body = StreamBody::new(stream::iter(frames));
+        let layer = ErrorForStatusLayer::new().body_limit(limit);
+        let service = layer.layer(ScriptedServer::new([response(400).with_body(body)]));
+        let error = into_api_error(service.oneshot(Request::new(())).await);
+        assert_eq!(error.body(), &"four"[..limit], "limit {limit}");
+        assert_eq!(error.is_body_truncated(), is_truncated, "limit {limit}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn body_timeout_bounds_wait_for_end_of_body() {
+    for (delay, expected, is_truncated) in [(MS, MS, false), (9 * SECOND, 5 * SECOND, true)] {
+        let first = stream::iter([Ok::<_, io::Error>(Frame::data(Bytes::from("four")))]);
+        let end = stream::once(tokio::time::sleep(delay)).map(|()| Ok(Frame::data(Bytes::new())));
+        let body = StreamBody::new(first.chain(end));
+        let layer = ErrorForStatusLayer::new().body_limit(4);
+        let service = layer.layer(ScriptedServer::new([response(400).with_body(body)]));
+        let start = Instant::now();
+        let error = into_api_error(service.oneshot(Request::new(())).await);
+        assert_eq!(start.elapsed(), expected);
+        assert_eq!(error.is_body_truncated(), is_truncated);
     }
 }
 

@@ -11,8 +11,8 @@ use http_body::{Body, SizeHint};
 
 /// A response body whose start may be buffered.
 ///
-/// [`poll_buffer`](Self::poll_buffer) comes first, then either [`poll_discard`](Self::poll_discard) or
-/// [`ResponseBody::from`](super::ResponseBody), which yields the buffered bytes before the rest.
+/// [`poll_buffer`](Self::poll_buffer) comes first, then [`poll_completeness`](Self::poll_completeness),
+/// [`poll_discard`](Self::poll_discard) or [`ResponseBody::from`](super::ResponseBody), which yields the buffered bytes before the rest.
 pub(crate) struct PeekedBody<R: Body> {
     pub(super) buffered: Vec<u8>,
     /// Number of empty frames to accept. The limit in bytes does not bound them.
@@ -88,6 +88,34 @@ impl<R: Body> PeekedBody<R> {
             self.overflow = data;
         }
         Poll::Ready(())
+    }
+
+    /// Reads until it is known whether the buffered data is that of the whole body.
+    ///
+    /// Call it after [`poll_buffer`](Self::poll_buffer). It reads nothing if the length of the body is
+    /// known, and otherwise at most one frame with data, which is kept as overflow.
+    pub(crate) fn poll_completeness(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut frames = 0;
+        while self.may_be_complete() && self.empty_frames_left > 0 {
+            ready!(poll_coop(cx, &mut frames));
+            let Some(data) = ready!(self.poll_data(cx)) else {
+                break;
+            };
+            if data.is_empty() {
+                self.empty_frames_left -= 1;
+            }
+            self.overflow = data;
+        }
+        Poll::Ready(())
+    }
+
+    /// Returns whether an unread end is all that may be missing. Only a poll can tell.
+    fn may_be_complete(&self) -> bool {
+        self.overflow.is_empty()
+            && match &self.tail {
+                Tail::Unread(body) => !body.is_end_stream() && body.size_hint().lower() == 0,
+                _ => false,
+            }
     }
 
     /// Reads and drops data until the body has ended or `remaining`, in bytes, is used up.

@@ -169,7 +169,8 @@ impl<R: Body> CollectingResponse<R> {
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<()> {
-        self.body.poll_buffer(cx, limit)
+        ready!(self.body.poll_buffer(cx, limit));
+        self.body.poll_completeness(cx)
     }
 
     fn into_error(self) -> ApiError {

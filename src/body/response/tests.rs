@@ -70,6 +70,62 @@ fn hints_account_for_buffered_and_unread_parts() {
     assert_eq!(empty.size_hint().exact(), Some(0));
 }
 
+/// A body that counts its polls.
+struct CountedPolls<B> {
+    inner: B,
+    polls: usize,
+}
+
+impl<B: Body + Unpin> Body for CountedPolls<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.polls += 1;
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+fn polls<B: Body + Unpin>(peek: &PeekedBody<CountedPolls<B>>) -> usize {
+    match &peek.tail {
+        Tail::Unread(body) => body.polls,
+        _ => panic!("the body was read to its end"),
+    }
+}
+
+#[test]
+fn completeness_check_reads_at_most_one_frame() {
+    let cx = &mut Context::from_waker(Waker::noop());
+    let steps = [b"four", b"more", b"rest"].map(|data| Step::Data(data.to_vec()));
+    let inner = StreamBody::new(futures_util::stream::iter(steps.map(frame)));
+    let mut peek = peeked(CountedPolls { inner, polls: 0 }, 4);
+    // Buffering alone stops at the limit: the retry layer must not wait for more.
+    assert_eq!((peek.buffered(), polls(&peek)), (&b"four"[..], 1));
+    for _ in 0..3 {
+        assert!(peek.poll_completeness(cx).is_ready());
+        assert!(!peek.is_complete());
+        assert_eq!(polls(&peek), 2);
+    }
+    assert_eq!(read(ResponseBody::from(peek)).0, b"fourmorerest");
+}
+
+#[test]
+fn completeness_of_known_length_needs_no_poll() {
+    let cx = &mut Context::from_waker(Waker::noop());
+    let inner = Full::new(Bytes::from_static(b"hello"));
+    let mut peek = peeked(CountedPolls { inner, polls: 0 }, 0);
+    assert!(peek.poll_completeness(cx).is_ready());
+    assert!(!peek.is_complete());
+    assert_eq!(polls(&peek), 0);
+}
+
 #[test]
 fn endless_empty_frames_are_bounded() {
     let endless = futures_util::stream::repeat_with(|| frame(Step::Data(Vec::new())));
@@ -84,6 +140,24 @@ fn endless_empty_frames_are_bounded() {
 }
 
 proptest! {
+    #[test]
+    fn completeness_is_exact_and_loses_no_frame(
+        chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..30), 0..10),
+        end in prop_oneof![Just(None), Just(Some(Step::Trailers)), Just(Some(Step::Fail))],
+        limit in 0usize..200,
+        exact in any::<bool>(),
+    ) {
+        let limit = if exact { chunks.iter().map(Vec::len).sum() } else { limit };
+        let failed = matches!(end, Some(Step::Fail));
+        let steps: Vec<_> = chunks.into_iter().map(Step::Data).chain(end).collect();
+        let expected = read(source(steps.clone()));
+        let mut peek = peeked(source(steps), limit);
+        let cx = &mut Context::from_waker(Waker::noop());
+        while peek.poll_completeness(cx).is_pending() {}
+        prop_assert_eq!(peek.is_complete(), expected.0.len() <= limit && !failed);
+        prop_assert_eq!(read(ResponseBody::from(peek)), expected);
+    }
+
     #[test]
     fn buffered_start_is_yielded_before_the_rest(
         chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..30), 0..10),
