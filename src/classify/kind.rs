@@ -6,12 +6,14 @@ use http::StatusCode;
 
 /// The kind of a failure.
 ///
-/// [`NotSent`](Self::NotSent), [`Timeout`](Self::Timeout), [`Disconnected`](Self::Disconnected) and
-/// [`Other`](Self::Other) describe errors of the inner service. The following errors are recognized:
+/// [`NotSent`](Self::NotSent), [`Timeout`](Self::Timeout), [`Disconnected`](Self::Disconnected),
+/// [`InvalidEndpoint`](Self::InvalidEndpoint) and [`Other`](Self::Other) describe errors of the inner
+/// service. The following errors are recognized:
 ///
 /// - [`std::io::Error`]
 /// - the timeout errors of tower and tokio
-/// - with the feature `hyper`, the errors of hyper-util's client, of hyper and of h2
+/// - with the feature `hyper`, the errors of hyper-util's client, of hyper and of h2, and those of the
+///   connectors of hyper-util, hyper-rustls and hyper-tls below that client
 /// - a [`tower::BoxError`] that is one of these, or that has one of these in its chain of sources
 ///
 /// A classifier cannot inspect an error of another type, such as `reqwest::Error`. For an inner service
@@ -61,6 +63,11 @@ pub enum FailureKind {
     Timeout,
     /// The connection broke before the response was complete. Retried if the request is idempotent.
     Disconnected,
+    /// No connection can be made to this endpoint: the URI has no host or an unsupported scheme, or the
+    /// certificate of the server is not valid, or not trusted. Never retried. hyper-rustls and, with OpenSSL,
+    /// hyper-tls report such a certificate. Any other error of a TLS handshake is [`NotSent`](Self::NotSent),
+    /// because it may be temporary.
+    InvalidEndpoint,
     /// Any other error. Never retried.
     Other,
     /// The kind of a user's own failure class, reported by
@@ -109,6 +116,7 @@ impl FailureKind {
             Self::NotSent => "not_sent",
             Self::Timeout => "timeout",
             Self::Disconnected => "disconnected",
+            Self::InvalidEndpoint => "invalid_endpoint",
             Self::Other => "other",
             Self::Custom(text) => text,
         }

@@ -3,6 +3,7 @@
 pub(crate) mod invalid_token;
 pub(crate) mod transport;
 
+mod connect_errors;
 mod kind;
 
 pub use kind::FailureKind;

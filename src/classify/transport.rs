@@ -4,9 +4,9 @@ use std::{any::Any, error::Error, io};
 
 use tower::BoxError;
 
-use super::kind::FailureKind;
+use super::{connect_errors, kind::FailureKind};
 
-/// Returns the kind of an error: `NotSent`, `Timeout`, `Disconnected` or `Other`.
+/// Returns the kind of an error: `NotSent`, `Timeout`, `Disconnected`, `InvalidEndpoint` or `Other`.
 ///
 /// It is the kind of the outermost recognized error in the chain of sources.
 pub(crate) fn classify_error<E: 'static>(error: &E) -> FailureKind {
@@ -67,7 +67,7 @@ pub(crate) fn classify_chain(error: &(dyn Error + 'static)) -> FailureKind {
 }
 
 /// Iterates over an error and its sources, outermost first.
-fn sources<'a>(
+pub(super) fn sources<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| {
@@ -101,7 +101,7 @@ fn classify_one(error: &(dyn Error + 'static)) -> Option<FailureKind> {
         | io::ErrorKind::HostUnreachable
         | io::ErrorKind::NetworkUnreachable
         | io::ErrorKind::NetworkDown => Some(FailureKind::Disconnected),
-        _ => None,
+        _ => connect_errors::is_invalid_certificate(io).then_some(FailureKind::InvalidEndpoint),
     }
 }
 
@@ -112,7 +112,7 @@ mod hyper_errors {
     use h2::Reason;
     use hyper_util::client::legacy;
 
-    use crate::classify::kind::FailureKind;
+    use crate::classify::{connect_errors, kind::FailureKind};
 
     pub(super) fn as_error(any: &dyn Any) -> Option<&(dyn Error + 'static)> {
         if let Some(error) = any.downcast_ref::<legacy::Error>() {
@@ -129,7 +129,7 @@ mod hyper_errors {
 
     pub(super) fn classify_one(error: &(dyn Error + 'static)) -> Option<FailureKind> {
         if let Some(error) = error.downcast_ref::<legacy::Error>() {
-            return error.is_connect().then_some(FailureKind::NotSent);
+            return classify_client(error);
         }
         if let Some(error) = error.downcast_ref::<hyper::Error>() {
             return classify_hyper(error);
@@ -142,6 +142,22 @@ mod hyper_errors {
             error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR)
         })
     }
+
+    fn classify_client(error: &legacy::Error) -> Option<FailureKind> {
+        if error.is_connect() {
+            let permanent = error.source().is_some_and(connect_errors::is_permanent);
+            return Some(match permanent {
+                true => FailureKind::InvalidEndpoint,
+                false => FailureKind::NotSent,
+            });
+        }
+        // Other errors have a source, except for those of invalid requests.
+        let is_relative = error.source().is_none() && error.to_string() == ABSOLUTE_URI_REQUIRED;
+        is_relative.then_some(FailureKind::InvalidEndpoint)
+    }
+
+    // hyper-util exposes it only through `Display`. A test checks that the text is still the same.
+    const ABSOLUTE_URI_REQUIRED: &str = "client error (UserAbsoluteUriRequired)";
 
     fn classify_hyper(error: &hyper::Error) -> Option<FailureKind> {
         // The task of the connection is gone. Its runtime has shut down, or over HTTP/2 the connection

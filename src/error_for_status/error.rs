@@ -270,8 +270,8 @@ impl TransportError {
     }
 
     /// Returns the kind of failure: [`NotSent`](FailureKind::NotSent),
-    /// [`Timeout`](FailureKind::Timeout), [`Disconnected`](FailureKind::Disconnected) or
-    /// [`Other`](FailureKind::Other).
+    /// [`Timeout`](FailureKind::Timeout), [`Disconnected`](FailureKind::Disconnected),
+    /// [`InvalidEndpoint`](FailureKind::InvalidEndpoint) or [`Other`](FailureKind::Other).
     pub fn kind(&self) -> FailureKind {
         self.inner.kind
     }
@@ -336,6 +336,7 @@ pub(super) fn describe(kind: FailureKind) -> &'static str {
         FailureKind::NotSent => "the server could not be reached",
         FailureKind::Timeout => "no answer in time",
         FailureKind::Disconnected => "the connection broke before the answer was complete",
+        FailureKind::InvalidEndpoint => "the URI or the certificate of the server is not valid",
         FailureKind::Other | FailureKind::Custom(_) => "the call failed",
     }
 }
