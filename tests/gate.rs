@@ -424,7 +424,11 @@ async fn completed_future_releases_its_permit_before_drop() {
     let inner = ReadyOnce { is_clone: false };
     let mut broken = RetryLayer::new(policy(&gate)).layer(inner);
     let mut completed = pin!(broken.ready().await.unwrap().call(get("/broken")));
-    assert!(completed.as_mut().await.is_err());
+    let response = completed.as_mut().await.unwrap();
+    assert_eq!(
+        give_up_reason(&response),
+        Some(GiveUpReason::ReadinessFailed)
+    );
     let client = client(policy(&gate), &server(|_| 200));
     client.oneshot(get("/other")).await.unwrap();
     assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
