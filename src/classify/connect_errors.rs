@@ -38,9 +38,7 @@ const PREFIXES: [&str; 3] = [
 ];
 
 #[cfg(feature = "hyper")]
-const TEXTS: [&str; 3] = [
-    // hyper-rustls.
-    "missing scheme",
+const TEXTS: [&str; 2] = [
     // `rustls::pki_types::InvalidDnsNameError`, for a host that is not valid in a certificate.
     "invalid dns name",
     // hyper-tls with `https_only`.

@@ -2,6 +2,7 @@
 
 mod contract;
 
+mod connect_errors;
 mod hyper_util;
 mod reqwest;
 
