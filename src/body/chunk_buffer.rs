@@ -28,11 +28,13 @@ struct CopiedChunks {
 
 impl ChunkBuffer {
     /// Returns the number of chunks, without the tail.
+    #[inline]
     pub(super) fn len(&self) -> usize {
         let copied = self.copied.as_ref();
         usize::from(self.shared.is_some()) + copied.map_or(0, |copied| copied.chunks.len())
     }
 
+    #[inline]
     pub(super) fn get(&self, index: usize) -> Option<&Bytes> {
         match index.checked_sub(usize::from(self.shared.is_some())) {
             None => self.shared.as_ref(),
@@ -51,11 +53,12 @@ impl ChunkBuffer {
         iter::from_fn(|| self.pop_front()).take(count).collect()
     }
 
-    /// Creates the buffer of a body that consists of one chunk, without a copy.
-    pub(super) fn from_only_chunk(data: Bytes) -> Self {
-        Self {
-            shared: Some(data).filter(|data| !data.is_empty()),
-            copied: None,
+    /// Sets the first chunk, without a copy. The buffer must be empty.
+    #[inline]
+    pub(super) fn set_shared(&mut self, data: &Bytes) {
+        debug_assert!(self.len() == 0);
+        if !data.is_empty() {
+            self.shared = Some(data.clone());
         }
     }
 
@@ -143,7 +146,8 @@ mod tests {
             steps in proptest::collection::vec(step(), 0..60),
         ) {
             let only = Bytes::from(vec![b'x'; shared]);
-            let mut buffer = ChunkBuffer::from_only_chunk(only.clone());
+            let mut buffer = ChunkBuffer::default();
+            buffer.set_shared(&only);
             let (mut pushed, mut popped) = (only.to_vec(), Vec::new());
             for (index, step) in steps.into_iter().enumerate() {
                 match step {

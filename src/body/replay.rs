@@ -29,9 +29,24 @@ use crate::sync::Arc;
 /// length was unknown at first: its length stays unknown, since HTTP/1.1 sends trailers only after a
 /// chunked body.
 ///
-/// If an attempt is still sending when the next one starts, its body ends with the error
-/// [`Superseded`]. It never ends cleanly, which a server would take for a complete upload. The body is
-/// paused while the layer reads a failed response. An empty body takes no allocation.
+/// If an attempt is still sending when the next one starts, its body yields the error
+/// [`Superseded`](crate::Superseded), once. It never ends cleanly before, which a server would take for a
+/// complete upload. The body is paused while the layer reads a failed response.
+///
+/// `B` is polled without a lock: it may drop the future of its own request.
+///
+/// # Memory
+///
+/// The buffer of a request allocates at most `replay_limit` bytes, plus less than 4 KiB of bookkeeping.
+/// It holds copies, since a chunk of [`Bytes`] can be a small slice of a large allocation. It allocates at
+/// most twice the bytes that it holds (at least 1 KiB). Trailers are kept in addition.
+///
+/// A chunk that is the whole body is not copied, but shared with the caller, along with the allocation
+/// that it is a slice of. This applies if `B` reports after the chunk, with `is_end_stream` or
+/// `size_hint`, that no data follows, as `Full` does. A chunk that arrives while the body is paused is
+/// also kept as it is, until it is sent.
+///
+/// An empty body takes no allocation.
 ///
 /// `B` need not be `Clone` or `Unpin`. [`Default`] creates an empty body.
 ///
@@ -99,7 +114,8 @@ where
         let Some(shared) = &self.shared else {
             return Poll::Ready(None);
         };
-        let (polled, ended) = shared.poll_frame(self.generation, cx);
+        let mut ended = false;
+        let polled = shared.poll_frame(self.generation, cx, &mut ended);
         if ended {
             self.shared = None;
         }

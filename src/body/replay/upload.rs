@@ -23,9 +23,6 @@ use crate::{
 
 pub(super) const FIRST_GENERATION: u32 = 1;
 
-/// The result of a poll that was ready.
-pub(super) type Polled = Option<Result<Frame<Bytes>, BoxError>>;
-
 /// The data that all attempts of one request share.
 pub(super) struct Shared<B> {
     /// The size hint of the caller's body before the first poll.
@@ -68,51 +65,54 @@ where
     B: Body,
     B::Error: Into<BoxError>,
 {
-    /// Polls the body of the attempt of this generation. Also returns whether that body has ended.
+    /// Polls the body of the attempt of this generation. Sets `ended` if that body has ended.
+    //
+    // PERF: `ended` is not returned, since a frame is slow to move.
     #[inline]
-    pub(super) fn poll_frame(&self, generation: u32, cx: &mut Context<'_>) -> (Poll<Polled>, bool) {
+    pub(super) fn poll_frame(
+        &self,
+        generation: u32,
+        cx: &mut Context<'_>,
+        ended: &mut bool,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         // Declared before the guard, therefore dropped after it.
-        let mut discarded = Discarded::default();
+        let mut discarded = Discarded::Nothing;
         let mut state = self.lock();
-        let body = match state.next(generation, &mut discarded) {
-            Next::Return(polled) => {
-                let ended = state.has_ended(generation, &polled);
-                return (Poll::Ready(polled), ended);
+        let (polled, rest) = match state.next(generation) {
+            Next::Send(read) => {
+                *ended = read.is_end() || state.is_exhausted(generation);
+                return Poll::Ready(read.into_frame());
             }
-            Next::Wait => return (state.register(cx, &mut discarded), false),
-            Next::PollSource(body) => body,
+            Next::Wait => return state.register(cx, &mut discarded),
+            Next::Accept(received) => (Poll::Ready(received.read), received.rest),
+            Next::PollSource(body) => {
+                drop(state);
+                let unwind_guard = FailOnUnwind(self);
+                let polled = poll_source(body, cx);
+                mem::forget(unwind_guard);
+                state = self.lock();
+                polled
+            }
         };
-        drop(state);
-        let unwind_guard = FailOnUnwind(self);
-        let (polled, source, unread) = poll_source(body, cx);
-        mem::forget(unwind_guard);
-
-        let mut state = self.lock();
         let current = state.generation == generation;
         match polled {
-            Poll::Pending => (state.source, state.unread) = (source, unread),
-            Poll::Ready(polled) => {
-                let received = Received {
-                    polled,
-                    source,
-                    unread,
-                };
-                if current && !state.paused {
-                    let polled = state.accept(received, &mut discarded);
-                    let ended = state.has_ended(generation, &polled);
-                    return (Poll::Ready(polled), ended);
-                }
-                state.source = Source::Held(Box::new(received));
+            Poll::Ready(read) if current && !state.paused => {
+                state.accept(&read, rest, &mut discarded);
+                *ended = read.is_end() || state.is_exhausted(generation);
+                return Poll::Ready(read.into_frame());
             }
+            Poll::Ready(read) => state.source = Source::Held(Box::new(Received { read, rest })),
+            Poll::Pending => state.put_back(rest),
         }
         if current {
-            return (state.register(cx, &mut discarded), false);
+            return state.register(cx, &mut discarded);
         }
         // The current attempt may have found the caller's body in use.
         let waker = state.waker.take();
         drop(state);
         wake(waker);
-        (Poll::Ready(Some(Err(Superseded.into()))), true)
+        *ended = true;
+        Poll::Ready(Some(Err(Superseded.into())))
     }
 }
 
@@ -188,13 +188,13 @@ impl<B> Shared<B> {
     }
 
     /// Returns the number of buffered chunks, without the tail.
-    #[cfg(test)]
+    #[cfg(all(test, not(retry_loom)))]
     pub(super) fn buffered_chunks(&self) -> usize {
         self.lock().buffer.len()
     }
 
     /// Returns the number of buffered bytes, without the tail.
-    #[cfg(test)]
+    #[cfg(all(test, not(retry_loom)))]
     pub(super) fn buffered_bytes(&self) -> usize {
         let state = self.lock();
         let chunks = (0..state.buffer.len()).filter_map(|index| state.buffer.get(index));
@@ -246,59 +246,92 @@ enum Source<B> {
 
 /// The result of a poll of the caller's body.
 struct Received<B> {
-    polled: Polled,
-    source: Source<B>,
-    unread: SizeHint,
+    read: Read,
+    rest: Rest<B>,
+}
+
+/// The caller's body after a poll and its size hint; `None` if it has ended.
+type Rest<B> = Option<(Pin<Box<B>>, SizeHint)>;
+
+/// A frame, or the end of a body.
+//
+// PERF: smaller than a `Frame`, which contains a `HeaderMap`.
+enum Read {
+    Data(Bytes),
+    Trailers(Box<HeaderMap>),
+    Error(BoxError),
+    End,
+}
+
+impl Read {
+    /// Returns whether this is an error or the end.
+    #[inline]
+    fn is_end(&self) -> bool {
+        matches!(self, Self::Error(_) | Self::End)
+    }
+
+    #[inline]
+    fn into_frame(self) -> Option<Result<Frame<Bytes>, BoxError>> {
+        match self {
+            Self::Data(data) => Some(Ok(Frame::data(data))),
+            Self::Trailers(trailers) => Some(Ok(Frame::trailers(*trailers))),
+            Self::Error(error) => Some(Err(error)),
+            Self::End => None,
+        }
+    }
 }
 
 /// The next step of an attempt.
 enum Next<B> {
-    Return(Polled),
+    Send(Read),
+    Accept(Box<Received<B>>),
     PollSource(Pin<Box<B>>),
     Wait,
 }
 
-/// Values whose destructors may run code of the caller.
-#[derive(Default)]
-struct Discarded {
-    buffer: ChunkBuffer,
-    waker: Option<Waker>,
+/// A value whose destructor may run code of the caller.
+enum Discarded {
+    Nothing,
+    Buffer { _buffer: ChunkBuffer },
+    Waker { _waker: Option<Waker> },
 }
 
 impl<B> UploadState<B> {
-    fn next(&mut self, generation: u32, discarded: &mut Discarded) -> Next<B> {
+    #[inline]
+    fn next(&mut self, generation: u32) -> Next<B> {
         if self.generation != generation {
-            return Next::Return(Some(Err(Superseded.into())));
+            return Next::Send(Read::Error(Superseded.into()));
         }
         if self.failed {
-            return Next::Return(Some(Err("the request body has failed".into())));
+            return Next::Send(Read::Error("the request body has failed".into()));
         }
         if let Some(data) = self.next_buffered() {
-            return Next::Return(Some(Ok(Frame::data(data))));
+            return Next::Send(Read::Data(data));
         }
         if self.trailers_sent {
-            return Next::Return(None);
+            return Next::Send(Read::End);
         }
         if let Some(trailers) = self.trailers.clone() {
             self.trailers_sent = true;
-            return Next::Return(Some(Ok(Frame::trailers(*trailers))));
+            return Next::Send(Read::Trailers(trailers));
         }
         match mem::replace(&mut self.source, Source::Polling) {
             Source::Ended => {
                 self.source = Source::Ended;
-                Next::Return(None)
+                Next::Send(Read::End)
             }
             Source::Polling => Next::Wait,
             source if self.paused => {
                 self.source = source;
                 Next::Wait
             }
-            Source::Held(received) => Next::Return(self.accept(*received, discarded)),
+            Source::Held(received) => Next::Accept(received),
             Source::Idle(body) => Next::PollSource(body),
         }
     }
 
     /// Returns the next buffered chunk of the current attempt.
+    #[inline]
     fn next_buffered(&mut self) -> Option<Bytes> {
         let data = if self.capped {
             // There is no replay: drop what is sent.
@@ -314,38 +347,49 @@ impl<B> UploadState<B> {
 
     /// Records what the current attempt has read from the caller's body.
     #[inline]
-    fn accept(&mut self, received: Received<B>, discarded: &mut Discarded) -> Polled {
-        self.source = received.source;
-        self.unread = received.unread;
-        match &received.polled {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    self.bytes_read = self.bytes_read.saturating_add(data.len() as u64);
-                    self.push(data, discarded);
-                    self.next_chunk = self.buffer.len();
-                    self.bytes_sent = self.bytes_read;
-                } else if let Some(trailers) = frame.trailers_ref() {
-                    self.trailers = Some(Box::new(trailers.clone()));
-                    self.trailers_sent = true;
-                }
+    fn accept(&mut self, read: &Read, rest: Rest<B>, discarded: &mut Discarded) {
+        self.put_back(rest);
+        match read {
+            Read::Data(data) => {
+                self.bytes_read = self.bytes_read.saturating_add(data.len() as u64);
+                self.push(data, discarded);
+                self.next_chunk = self.buffer.len();
+                self.bytes_sent = self.bytes_read;
             }
-            Some(Err(_)) => {
+            Read::Trailers(trailers) => {
+                self.trailers = Some(trailers.clone());
+                self.trailers_sent = true;
+            }
+            Read::Error(_) => {
                 self.failed = true;
-                discarded.buffer = mem::take(&mut self.buffer);
+                let _buffer = mem::take(&mut self.buffer);
+                *discarded = Discarded::Buffer { _buffer };
             }
-            None => {}
+            Read::End => {}
         }
-        received.polled
+    }
+
+    #[inline]
+    fn put_back(&mut self, rest: Rest<B>) {
+        self.source = match rest {
+            Some((body, unread)) => {
+                self.unread = unread;
+                Source::Idle(body)
+            }
+            None => Source::Ended,
+        };
     }
 
     /// Buffers data if all data up to now fits the limit.
+    #[inline]
     fn push(&mut self, data: &Bytes, discarded: &mut Discarded) {
         let fits = u64::try_from(self.limit).is_ok_and(|limit| self.bytes_read <= limit);
         if self.capped || !fits {
             self.capped = true;
-            discarded.buffer = mem::take(&mut self.buffer);
+            let _buffer = mem::take(&mut self.buffer);
+            *discarded = Discarded::Buffer { _buffer };
         } else if self.bytes_read == data.len() as u64 && self.all_data_read() {
-            self.buffer = ChunkBuffer::from_only_chunk(data.clone());
+            self.buffer.set_shared(data);
         } else {
             self.buffer.push_copy(data, self.limit);
         }
@@ -353,11 +397,6 @@ impl<B> UploadState<B> {
 
     fn all_data_read(&self) -> bool {
         matches!(self.source, Source::Ended) || self.unread.upper() == Some(0)
-    }
-
-    /// Returns whether the body of the attempt ends with the result of this poll.
-    fn has_ended(&self, generation: u32, polled: &Polled) -> bool {
-        !matches!(polled, Some(Ok(_))) || self.is_exhausted(generation)
     }
 
     /// Returns whether the attempt of this generation is current and has sent the whole body.
@@ -372,48 +411,45 @@ impl<B> UploadState<B> {
     fn register<T>(&mut self, cx: &Context<'_>, discarded: &mut Discarded) -> Poll<T> {
         let registered = self.waker.as_ref();
         if !registered.is_some_and(|waker| waker.will_wake(cx.waker())) {
-            discarded.waker = self.waker.replace(cx.waker().clone());
+            let _waker = self.waker.replace(cx.waker().clone());
+            *discarded = Discarded::Waker { _waker };
         }
         Poll::Pending
     }
 }
 
-/// Polls the caller's body. Returns the body, unless it has ended, and its size hint.
-fn poll_source<B>(
-    mut body: Pin<Box<B>>,
-    cx: &mut Context<'_>,
-) -> (Poll<Polled>, Source<B>, SizeHint)
+/// Polls the caller's body.
+#[inline]
+fn poll_source<B>(mut body: Pin<Box<B>>, cx: &mut Context<'_>) -> (Poll<Read>, Rest<B>)
 where
     B: Body,
     B::Error: Into<BoxError>,
 {
-    let frame = loop {
-        match body.as_mut().poll_frame(cx) {
-            Poll::Pending => {
-                let unread = body.size_hint();
-                return (Poll::Pending, Source::Idle(body), unread);
+    let polled = loop {
+        let frame = match body.as_mut().poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(Some(Err(error))) => break Poll::Ready(Read::Error(error.into())),
+            Poll::Ready(None) => break Poll::Ready(Read::End),
+            Poll::Pending => break Poll::Pending,
+        };
+        match frame.into_data().map_err(Frame::into_trailers) {
+            Ok(mut data) => {
+                break Poll::Ready(Read::Data(data.copy_to_bytes(data.remaining())));
             }
-            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(mut data) => break Frame::data(data.copy_to_bytes(data.remaining())),
-                Err(frame) => match frame.into_trailers() {
-                    Ok(trailers) => break Frame::trailers(trailers),
-                    Err(_unknown) => {}
-                },
-            },
-            Poll::Ready(end) => {
-                let end = end.and_then(Result::err);
-                let polled = end.map(|error| Err(error.into()));
-                return (Poll::Ready(polled), Source::Ended, SizeHint::with_exact(0));
-            }
+            Err(Ok(trailers)) => break Poll::Ready(Read::Trailers(Box::new(trailers))),
+            Err(Err(_unknown)) => {}
         }
     };
-    let (source, unread) = if frame.is_trailers() || body.is_end_stream() {
-        (Source::Ended, SizeHint::with_exact(0))
-    } else {
-        let unread = body.size_hint();
-        (Source::Idle(body), unread)
+    let ended = match &polled {
+        Poll::Ready(Read::Data(_)) => body.is_end_stream(),
+        Poll::Ready(_) => true,
+        Poll::Pending => false,
     };
-    (Poll::Ready(Some(Ok(frame))), source, unread)
+    let rest = (!ended).then(|| {
+        let unread = body.size_hint();
+        (body, unread)
+    });
+    (polled, rest)
 }
 
 /// Marks the upload as failed when it is dropped, since the caller's body was lost in a panic.
