@@ -212,7 +212,6 @@ fn frame_of_poll_that_is_superseded_is_sent_by_next_attempt() {
                 sent_data("b"),
             ];
             let sent = send_all(&mut second);
-            // No `None` follows the trailers, since the caller's body has ended.
             assert_eq!(sent, expected[index]);
             assert_eq!(source.has_failed(), index == 2);
             let replayable = index != 2 && limit >= expected[index].data.len();
