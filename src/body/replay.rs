@@ -3,19 +3,20 @@
 //! All bodies created for one request share the caller's body, the source. At any time only the body
 //! of the latest attempt may read from it. The others are superseded and end with an error.
 
+mod upload;
+
 use std::{
-    fmt, mem,
+    fmt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
-use bytes::{Buf, Bytes};
-use http::HeaderMap;
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
 
-use super::{chunk_buffer::ChunkBuffer, superseded::Superseded};
+use self::upload::{FIRST_GENERATION, Shared};
+use crate::sync::Arc;
 
 /// The request body that the inner service receives.
 ///
@@ -28,9 +29,24 @@ use super::{chunk_buffer::ChunkBuffer, superseded::Superseded};
 /// length was unknown at first: its length stays unknown, since HTTP/1.1 sends trailers only after a
 /// chunked body.
 ///
-/// If an attempt is still sending when the next one starts, its body ends with the error
-/// [`Superseded`]. It never ends cleanly, which a server would take for a complete upload. The body is
-/// paused while the layer reads a failed response. An empty body takes no allocation.
+/// If an attempt is still sending when the next one starts, its body yields the error
+/// [`Superseded`](crate::Superseded), once. It never ends cleanly before, which a server would take for a
+/// complete upload. The body is paused while the layer reads a failed response.
+///
+/// `B` is polled without a lock: it may drop the future of its own request.
+///
+/// # Memory
+///
+/// The buffer of a request allocates at most `replay_limit` bytes, plus less than 4 KiB of bookkeeping.
+/// It holds copies, since a chunk of [`Bytes`] can be a small slice of a large allocation. It allocates at
+/// most twice the bytes that it holds (at least 1 KiB). Trailers are kept in addition.
+///
+/// A chunk that is the whole body is not copied, but shared with the caller, along with the allocation
+/// that it is a slice of. This applies if `B` reports after the chunk, with `is_end_stream` or
+/// `size_hint`, that no data follows, as `Full` does. A chunk that arrives while the body is paused is
+/// also kept as it is, until it is sent.
+///
+/// An empty body takes no allocation.
 ///
 /// `B` need not be `Clone` or `Unpin`. [`Default`] creates an empty body.
 ///
@@ -62,7 +78,6 @@ pub struct ReplayBody<B> {
 /// The generation of the first body until it is polled: its size hint is that of the source, which need
 /// not be locked.
 const UNPOLLED: u32 = 0;
-const FIRST_GENERATION: u32 = 1;
 
 impl<B> Default for ReplayBody<B> {
     fn default() -> Self {
@@ -99,11 +114,8 @@ where
         let Some(shared) = &self.shared else {
             return Poll::Ready(None);
         };
-        let mut state = lock(shared);
-        let polled = state.poll_frame(self.generation, cx);
-        // A pending body stays attached, since its waker is registered in the state.
-        let ended = polled.is_ready() && state.is_exhausted(self.generation);
-        drop(state);
+        let mut ended = false;
+        let polled = shared.poll_frame(self.generation, cx, &mut ended);
         if ended {
             self.shared = None;
         }
@@ -122,26 +134,7 @@ where
         if self.generation == UNPOLLED {
             return shared.initial_hint;
         }
-        let state = lock(shared);
-        if state.generation != self.generation || state.failed {
-            return SizeHint::default();
-        }
-        let buffered = state.bytes_read.saturating_sub(state.bytes_sent);
-        let mut hint = SizeHint::new();
-        match &state.body {
-            Some(body) => {
-                let unread = body.size_hint();
-                hint.set_lower(buffered.saturating_add(unread.lower()));
-                if let Some(upper) = unread.upper().and_then(|upper| buffered.checked_add(upper)) {
-                    hint.set_upper(upper);
-                }
-            }
-            None if state.trailers.is_some() && shared.initial_hint.exact().is_none() => {
-                hint.set_lower(buffered)
-            }
-            None => hint.set_exact(buffered),
-        }
-        hint
+        shared.size_hint(self.generation)
     }
 }
 
@@ -164,30 +157,7 @@ impl<B: Body> ReplaySource<B> {
         if body.is_end_stream() {
             return (Self::empty(), ReplayBody::default());
         }
-        let initial_hint = body.size_hint();
-        let state = Mutex::new(UploadState {
-            // A body that is known to exceed the limit is not buffered at all.
-            limit: match usize::try_from(initial_hint.lower()) {
-                Ok(lower) if lower <= limit => limit,
-                _ => 0,
-            },
-            body: Some(Box::pin(body)),
-            failed: false,
-            buffer: ChunkBuffer::default(),
-            trailers: None,
-            bytes_read: 0,
-            capped: false,
-            generation: FIRST_GENERATION,
-            next_chunk: 0,
-            bytes_sent: 0,
-            trailers_sent: false,
-            paused: false,
-            waker: None,
-        });
-        let shared = Arc::new(Shared {
-            initial_hint,
-            state,
-        });
+        let shared = Arc::new(Shared::new(body, limit));
         let source = Self {
             shared: Some(shared.clone()),
         };
@@ -203,14 +173,13 @@ impl<B: Body> ReplaySource<B> {
         let Some(shared) = &self.shared else {
             return ReplayBody::default();
         };
-        let state = lock(shared);
-        match state.generation {
-            // The body turned out to be empty.
-            generation if state.is_exhausted(generation) => ReplayBody::default(),
-            generation => ReplayBody {
+        match shared.current_generation() {
+            Some(generation) => ReplayBody {
                 shared: Some(shared.clone()),
                 generation,
             },
+            // The body turned out to be empty.
+            None => ReplayBody::default(),
         }
     }
 }
@@ -220,12 +189,7 @@ impl<B> ReplaySource<B> {
     ///
     /// The pause keeps the body within the limit between the decision to retry and the retry.
     pub(crate) fn pause(&self) -> bool {
-        let Some(shared) = &self.shared else {
-            return true;
-        };
-        let mut state = lock(shared);
-        state.paused = true;
-        !state.capped && !state.failed
+        self.shared.as_ref().is_none_or(|shared| shared.pause())
     }
 
     /// Resumes the current attempt as the last one, and stops buffering.
@@ -234,41 +198,23 @@ impl<B> ReplaySource<B> {
         match self.shared.take() {
             // The last reference: no attempt has the body any more.
             Some(shared) if Arc::strong_count(&shared) == 1 => {}
-            Some(shared) => Self::release_shared(&shared),
+            Some(shared) => shared.release(),
             None => {}
         }
     }
 
-    fn release_shared(shared: &Shared<B>) {
-        let mut state = lock(shared);
-        state.paused = false;
-        state.capped = true;
-        state.buffer.clear_tail();
-        let waker = state.waker.take();
-        drop(state);
-        wake(waker);
-    }
-
     /// Ends the body of the current attempt with an error, and rewinds for the next attempt.
     pub(crate) fn supersede(&self) {
-        let Some(shared) = &self.shared else { return };
-        let mut state = lock(shared);
-        state.generation = state.generation.wrapping_add(1);
-        state.next_chunk = 0;
-        state.bytes_sent = 0;
-        state.trailers_sent = false;
-        state.paused = false;
-        state.buffer.flush_tail();
-        let waker = state.waker.take();
-        drop(state);
-        wake(waker);
+        if let Some(shared) = &self.shared {
+            shared.supersede();
+        }
     }
 
     /// Returns whether the caller's body failed.
     pub(crate) fn has_failed(&self) -> bool {
         self.shared
             .as_ref()
-            .is_some_and(|shared| lock(shared).failed)
+            .is_some_and(|shared| shared.has_failed())
     }
 }
 
@@ -281,190 +227,8 @@ impl<B> Drop for ReplaySource<B> {
     }
 }
 
-/// The data that all attempts of one request share.
-struct Shared<B> {
-    /// The size hint of the caller's body before the first poll.
-    initial_hint: SizeHint,
-    state: Mutex<UploadState<B>>,
-}
-
-struct UploadState<B> {
-    /// The caller's body; `None` after it has ended or failed.
-    body: Option<Pin<Box<B>>>,
-    /// The caller's body returned an error or panicked.
-    failed: bool,
-    /// The data read so far; if `capped`, only the part that is not sent yet.
-    buffer: ChunkBuffer,
-    /// Boxed: rarely present.
-    trailers: Option<Box<HeaderMap>>,
-    bytes_read: u64,
-    limit: usize,
-    /// The buffer does not hold, or will not hold, all data read.
-    capped: bool,
-    /// The generation of the current attempt. The fields below belong to that attempt.
-    generation: u32,
-    /// Number of buffered chunks sent.
-    next_chunk: usize,
-    bytes_sent: u64,
-    trailers_sent: bool,
-    paused: bool,
-    /// The waker of a body that is pending.
-    waker: Option<Waker>,
-}
-
-impl<B> UploadState<B> {
-    /// Returns the next buffered chunk of the current attempt.
-    fn next_buffered(&mut self) -> Option<Bytes> {
-        let data = if self.capped {
-            // There is no replay: drop what has been sent.
-            for _ in 0..mem::take(&mut self.next_chunk) {
-                self.buffer.pop_front();
-            }
-            self.buffer.pop_front()?
-        } else {
-            let data = self.buffer.get(self.next_chunk)?.clone();
-            self.next_chunk += 1;
-            data
-        };
-        self.bytes_sent += data.len() as u64;
-        Some(data)
-    }
-
-    /// Buffers data if all data up to now fits the limit.
-    fn push(&mut self, data: &Bytes) {
-        let fits = u64::try_from(self.limit).is_ok_and(|limit| self.bytes_read <= limit);
-        if !self.capped && fits {
-            self.buffer.push(data);
-        } else {
-            self.capped = true;
-            self.buffer = ChunkBuffer::default();
-        }
-    }
-
-    fn register(&mut self, cx: &Context<'_>) {
-        match &mut self.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            None => self.waker = Some(cx.waker().clone()),
-        }
-    }
-}
-
-impl<B: Body> UploadState<B> {
-    /// Returns whether the attempt of this generation is current and has sent the whole body.
-    fn is_exhausted(&self, generation: u32) -> bool {
-        self.generation == generation
-            && !self.failed
-            && self.bytes_sent == self.bytes_read
-            && (self.trailers_sent || self.trailers.is_none())
-            && body_ended(&self.body)
-    }
-}
-
-impl<B> UploadState<B>
-where
-    B: Body,
-    B::Error: Into<BoxError>,
-{
-    fn poll_frame(
-        &mut self,
-        generation: u32,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.generation != generation {
-            return Poll::Ready(Some(Err(Superseded.into())));
-        }
-        if self.failed {
-            return Poll::Ready(Some(Err("the request body has failed".into())));
-        }
-        if let Some(data) = self.next_buffered() {
-            return Poll::Ready(Some(Ok(Frame::data(data))));
-        }
-        if self.trailers_sent {
-            return Poll::Ready(None);
-        }
-        if let Some(trailers) = self.trailers.clone() {
-            self.trailers_sent = true;
-            return Poll::Ready(Some(Ok(Frame::trailers(*trailers))));
-        }
-        self.poll_source(cx)
-    }
-
-    /// Polls the caller's body, and buffers its data up to the limit.
-    fn poll_source(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        loop {
-            let Some(body) = &mut self.body else {
-                return Poll::Ready(None);
-            };
-            if self.paused {
-                self.register(cx);
-                return Poll::Pending;
-            }
-            let frame = match body.as_mut().poll_frame(cx) {
-                Poll::Pending => {
-                    self.register(cx);
-                    return Poll::Pending;
-                }
-                Poll::Ready(Some(Ok(frame))) => frame,
-                Poll::Ready(Some(Err(error))) => {
-                    self.failed = true;
-                    self.body = None;
-                    self.buffer = ChunkBuffer::default();
-                    return Poll::Ready(Some(Err(error.into())));
-                }
-                Poll::Ready(None) => {
-                    self.body = None;
-                    return Poll::Ready(None);
-                }
-            };
-            let frame = match frame.into_data() {
-                Ok(mut data) => {
-                    let data = data.copy_to_bytes(data.remaining());
-                    self.bytes_read = self.bytes_read.saturating_add(data.len() as u64);
-                    self.push(&data);
-                    self.next_chunk = self.buffer.len();
-                    self.bytes_sent = self.bytes_read;
-                    if body_ended(&self.body) {
-                        self.body = None;
-                    }
-                    Frame::data(data)
-                }
-                Err(frame) => match frame.into_trailers() {
-                    Ok(trailers) => {
-                        self.trailers = Some(Box::new(trailers.clone()));
-                        self.trailers_sent = true;
-                        self.body = None;
-                        Frame::trailers(trailers)
-                    }
-                    Err(_unknown) => continue,
-                },
-            };
-            return Poll::Ready(Some(Ok(frame)));
-        }
-    }
-}
-
-fn body_ended<B: Body>(body: &Option<Pin<Box<B>>>) -> bool {
-    body.as_ref().is_none_or(|body| body.is_end_stream())
-}
-
-fn lock<B>(shared: &Shared<B>) -> MutexGuard<'_, UploadState<B>> {
-    shared.state.lock().unwrap_or_else(|poisoned| {
-        // The caller's body panicked: its state is unknown.
-        let mut state = poisoned.into_inner();
-        state.failed = true;
-        state.body = None;
-        state
-    })
-}
-
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(retry_loom)))]
 mod tests;
+
+#[cfg(all(test, retry_loom))]
+mod model;

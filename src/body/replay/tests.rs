@@ -1,3 +1,6 @@
+mod concurrency;
+mod memory;
+
 use std::{
     collections::VecDeque,
     io,
@@ -13,6 +16,7 @@ use http_body_util::{Empty, Full, StreamBody};
 use proptest::prelude::*;
 
 use super::*;
+use crate::body::Superseded;
 
 pin_project_lite::pin_project! {
     /// A body that follows a script; neither `Unpin` nor `Clone`.
@@ -186,9 +190,12 @@ fn superseded_body_is_woken_and_fails_while_next_attempt_sends_all() {
     assert!(first.enter(|cx, body| body.poll_frame(cx)).is_pending());
     let mut again = next_attempt(&upload).unwrap();
     assert!(first.is_woken());
+    assert!(!first.is_end_stream());
+    assert_eq!(send_all(&mut first).error, Some(Superseded.to_string()));
+    // A consumer that skips errors must not spin.
     for _ in 0..3 {
-        assert!(!first.is_end_stream());
-        assert_eq!(send_all(&mut first).error, Some(Superseded.to_string()));
+        assert!(first.is_end_stream());
+        assert!(send_all(&mut first).ended);
     }
     let sent = send_all(&mut again);
     assert_eq!((sent.data.as_slice(), sent.ended), (&b"abcd"[..], true));
@@ -266,7 +273,7 @@ fn small_chunks_are_coalesced() {
     let (upload, mut first) = ReplaySource::new(source, 64 * 1024);
     assert_eq!(send_all(&mut first).data.len(), 1000);
     let mut again = next_attempt(&upload).unwrap();
-    assert!(lock(upload.shared.as_ref().unwrap()).buffer.len() < 20);
+    assert!(upload.shared.as_ref().unwrap().buffered_chunks() < 20);
     assert_eq!(again.size_hint().exact(), Some(1000));
     assert_eq!(send_all(&mut again).data, vec![b'x'; 1000]);
 }
@@ -305,7 +312,7 @@ fn body_known_to_exceed_limit_is_not_buffered_but_replayable_until_polled() {
 
     let (upload, mut first) = ReplaySource::new(large(), 1);
     send(&mut first, 1, &mut Sent::default());
-    assert_eq!(lock(upload.shared.as_ref().unwrap()).buffer.len(), 0);
+    assert_eq!(upload.shared.as_ref().unwrap().buffered_chunks(), 0);
     assert!(!upload.pause());
 }
 
@@ -315,7 +322,7 @@ fn empty_frames_are_passed_through_and_not_buffered() {
     let (upload, mut first) = ReplaySource::new(ScriptedBody::new(&empty), 0);
     let mut sent = Sent::default();
     send(&mut first, 100, &mut sent);
-    assert_eq!(lock(upload.shared.as_ref().unwrap()).buffer.len(), 0);
+    assert_eq!(upload.shared.as_ref().unwrap().buffered_chunks(), 0);
     assert!(upload.pause());
 }
 
@@ -327,6 +334,19 @@ fn panicked_body_has_failed() {
     assert!(panicked.is_err());
     assert!(upload.has_failed() && !upload.pause());
     assert!(send_all(&mut first).error.is_some());
+    assert!(first.is_end_stream());
+    assert!(send_all(&mut first).ended);
+}
+
+#[test]
+fn failed_body_returns_error_once() {
+    let (upload, mut first) = ReplaySource::new(ScriptedBody::new(&[Step::Fail, data("ab")]), 9);
+    assert!(!first.is_end_stream());
+    let sent = send_all(&mut first);
+    assert!(sent.error.is_some() && sent.data.is_empty());
+    assert!(upload.has_failed() && !upload.pause());
+    assert!(first.is_end_stream());
+    assert!(send_all(&mut first).ended);
 }
 
 #[test]
@@ -383,9 +403,7 @@ proptest! {
             prop_assert!(superseded.data.is_empty());
             // A body that had ended before cannot fail.
             prop_assert_eq!(superseded.error, (!ended).then(|| Superseded.to_string()));
-            let buffer = &lock(upload.shared.as_ref().unwrap()).buffer;
-            let chunks = (0..buffer.len()).filter_map(|index| buffer.get(index));
-            prop_assert!(chunks.map(Bytes::len).sum::<usize>() <= limit);
+            prop_assert!(upload.shared.as_ref().unwrap().buffered_bytes() <= limit);
             body = next;
             sent = Sent::default();
         }
