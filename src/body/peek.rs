@@ -109,7 +109,7 @@ impl<R: Body> PeekedBody<R> {
         Poll::Ready(())
     }
 
-    /// Returns whether an unread end is all that may be missing. Only a poll can tell.
+    /// Returns whether the unread part may be empty. If so, a poll decides.
     fn may_be_complete(&self) -> bool {
         self.overflow.is_empty()
             && match &self.tail {

@@ -18,9 +18,9 @@ use crate::{
 
 /// A 4xx or 5xx response of the server, as an error.
 ///
-/// `Display` is a single line with the status, its meaning, the API's message and the number of
-/// attempts. Query strings, and words of the message that look like credentials, are removed. Neither
-/// `Display` nor `Debug` shows headers or other parts of the body.
+/// `Display` is a single line of at most 400 bytes with the status, its meaning, the start of the API's
+/// message and the number of attempts. Query strings, and words of the message that look like
+/// credentials, are removed. Neither `Display` nor `Debug` shows headers or other parts of the body.
 ///
 /// # Examples
 ///
@@ -218,3 +218,76 @@ impl fmt::Debug for ApiError {
 }
 
 impl error::Error for ApiError {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::outcome::GiveUpReason;
+
+    fn error_with_message(status: u16, message: &str, outcome: RetryOutcome) -> ApiError {
+        let body = json!({ "message": message }).to_string().into();
+        let status = StatusCode::from_u16(status).unwrap();
+        ApiError::new(status, HeaderMap::new(), body, false, None, outcome)
+    }
+
+    const LONGEST_OUTCOME: RetryOutcome = RetryOutcome {
+        attempts: u32::MAX,
+        reason: Some(GiveUpReason::RateGated),
+        ..RetryOutcome::FIRST_ATTEMPT
+    };
+
+    #[test]
+    fn display_is_bounded_for_all_statuses() {
+        for status in 400..600 {
+            let error = error_with_message(status, &"word ".repeat(100), LONGEST_OUTCOME);
+            assert!(error.to_string().len() <= 400, "{error}");
+        }
+    }
+
+    #[test]
+    fn message_length_does_not_change_display() {
+        for text in ["无效", "#", "word "] {
+            let display = |count| {
+                let message = text.repeat(count);
+                error_with_message(500, &message, RetryOutcome::FIRST_ATTEMPT).to_string()
+            };
+            assert_eq!(display(1_000_000), display(10_000));
+            assert!(
+                display(1_000_000).contains(&text.repeat(200 / text.len())),
+                "{text}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn display_is_one_bounded_line(
+            status in 400u16..1000,
+            message in prop_oneof![any::<String>(), "\\PC{0,1200}"],
+        ) {
+            let text = error_with_message(status, &message, LONGEST_OUTCOME).to_string();
+            prop_assert!(text.len() <= 400);
+            prop_assert!(!text.contains(char::is_control));
+        }
+
+        #[test]
+        fn secret_in_message_is_not_shown(
+            form in proptest::sample::select(vec![
+                "Bearer $", "Bearer token $", "Token $", "ApiKey $", "api_key=$", "access_token: $",
+                "me:$@host", "ftp://me:$@host", "{\"access_token\":\"$\"}", "Bearer%20$", "%3A$12345678901234",
+            ]),
+            secret in "ZQ[A-Za-z0-9]{2,12}",
+            before in "[ a-z无]{0,30}",
+            after in "[ a-z无]{0,300}",
+        ) {
+            let message = format!("{before} {} {after}", form.replace('$', &secret));
+            let error = error_with_message(401, &message, RetryOutcome::FIRST_ATTEMPT);
+            for text in [error.to_string(), format!("{error:?}"), format!("{error:#?}")] {
+                prop_assert!(!text.contains("ZQ"), "{text}");
+            }
+        }
+    }
+}

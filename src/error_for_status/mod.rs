@@ -68,8 +68,8 @@ impl ErrorForStatusLayer {
 
     /// Sets the maximum number of bytes kept of a failed response's body. The default is 64 KiB.
     ///
-    /// If the length of the body is unknown, one more frame may be read, to tell a body that just fits
-    /// from a longer one ([`ApiError::is_body_truncated`]).
+    /// If the length of the body is unknown, one more frame may be read and dropped, to distinguish a
+    /// body that just fits from a longer one ([`ApiError::is_body_truncated`]).
     #[must_use]
     pub fn body_limit(mut self, bytes: usize) -> Self {
         self.limits.bytes = bytes;

@@ -11,14 +11,18 @@
 //! - *Labelled values*, up to the end of the word. A label is a name that ends with `token`, `apikey`,
 //!   `password`, `secret`, `authorization` or similar; case, `_`, `-` and `.` are ignored. Its value
 //!   follows `=` or `:` in the same word or the next one, with or without quotes: `api_key=…`,
-//!   `{"access_token":"…"}`. A quoted value extends to the closing quote.
+//!   `{"access_token":"…"}`. A quoted value extends to the closing quote. Within a word, `(` and `>`
+//!   separate as well: `Token(…)`, `<token>…`.
 //! - *The word after a scheme or a token's name*, even without `=` or `:`: `Bearer …`, `Basic …`,
 //!   `Token …`, `ApiKey …`, `API key …`. Words such as `token`, `is` and `provided` between the two are
 //!   skipped: `Bearer token …`.
 //! - *Escaped words* in which one of these, or a query, appears after percent-decoding.
 //!
-//! A value is not redacted if it is a common word of error messages ([`words`]): `token expired` and
-//! `password: required` stay readable. Queries, and fragments of URLs, are removed.
+//! An unquoted value is not redacted if it is a common word of error messages (see `words`), a single
+//! character, or punctuation: `token expired` and `password: required` stay readable. After a token's
+//! name, the same holds for text that is not ASCII. A label at the end of a sentence has no value.
+//!
+//! Queries, and fragments of URLs, are removed. Short secrets without a label cannot be recognized.
 //!
 //! A word that is cut at 1 KiB is treated as if the worst followed: its last token and everything after
 //! a `:` are redacted.

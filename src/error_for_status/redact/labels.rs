@@ -24,7 +24,11 @@ pub(super) struct LabelValues {
     pub(super) next: Next,
 }
 
-const SEPARATORS: [char; 4] = [':', '=', '：', '＝'];
+/// The separators of a label and its value.
+pub(super) const SEPARATORS: [char; 4] = [':', '=', '：', '＝'];
+
+/// The characters that separate a label and its value within a word: also of `<token>…` and `Token(…)`.
+const INNER_SEPARATORS: [char; 6] = [':', '=', '：', '＝', '>', '('];
 
 /// Finds labels with separators and values in `word`, and a label at its end.
 pub(super) fn find_label_values(word: &str, after_key_qualifier: bool) -> LabelValues {
@@ -32,9 +36,9 @@ pub(super) fn find_label_values(word: &str, after_key_qualifier: bool) -> LabelV
         first: None,
         next: Next::Text,
     };
-    for (at, separator) in word.match_indices(SEPARATORS) {
+    for (at, separator) in word.match_indices(INNER_SEPARATORS) {
         let before = word.get(..at).unwrap_or_default();
-        let before = before.trim_end_matches(|c| is_quote(c) || "\\])}>".contains(c));
+        let before = before.trim_end_matches(|c| is_quote(c) || "\\])}".contains(c));
         let (start, name) = last_name(before);
         let Some(label) = label(name, after_key_qualifier && start == 0) else {
             continue;
@@ -68,7 +72,7 @@ fn value(text: &str, label: Label) -> (Meaning, Option<char>) {
     let value = text.trim_start_matches(is_opening);
     let opening = text.strip_suffix(value).unwrap_or_default();
     let quote = opening.chars().rfind(|c| is_quote(*c));
-    let quote = quote.filter(|quote| !value.contains(*quote));
+    let unclosed_quote = quote.filter(|quote| !value.contains(*quote));
 
     let is_end = |c: char| is_quote(c) || ",;&)]}>，。；".contains(c);
     let end = value.find(is_end).unwrap_or(value.len());
@@ -78,12 +82,12 @@ fn value(text: &str, label: Label) -> (Meaning, Option<char>) {
     let is_nested = opening.contains(['[', '{']) && !value.is_empty();
     let meaning = match meaning(core, label) {
         _ if is_nested || !is_delimited => Meaning::Value,
-        // A passphrase may begin with a common word.
+        // A quoted value is not prose.
         Meaning::Text | Meaning::Connector if quote.is_some() => Meaning::Value,
         Meaning::Connector if !rest.chars().all(is_punctuation) => Meaning::Text,
         meaning => meaning,
     };
-    (meaning, quote)
+    (meaning, unclosed_quote)
 }
 
 /// Returns the expectation after a word without a pending label, from the name at its end.

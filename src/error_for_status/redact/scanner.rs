@@ -4,7 +4,7 @@ use std::iter;
 
 use super::{
     REDACTED, is_separator,
-    labels::{Label, find_label_values, is_key_qualifier, is_quote},
+    labels::{Label, SEPARATORS, find_label_values, is_key_qualifier, is_quote},
     words::{Meaning, meaning},
 };
 
@@ -61,7 +61,7 @@ impl Scanner {
                 }
             },
             Next::Separator => match meaning(word, Label::Secret) {
-                Meaning::Punctuation if word.contains([':', '=', '：', '＝']) => {
+                Meaning::Punctuation if word.contains(SEPARATORS) => {
                     self.next = Next::Value(Label::Secret);
                     word.to_owned()
                 }
