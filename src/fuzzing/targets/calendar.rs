@@ -92,7 +92,8 @@ impl Date {
 
 /// Parses a date in any of the three forms, from the year 1970 on. Two digits of a year stand for 1970 to 2069.
 ///
-/// Parsing finds the fields only. A text is valid if it is what the fields are formatted to.
+/// Parsing finds the fields only. A text is valid if it is what the fields are formatted to. The leap second 60
+/// is the second after 59.
 pub(super) fn parse(text: &str) -> Option<Date> {
     let words: Vec<_> = text.split(' ').collect();
     let (form, [day, month, year], time) = match words[..] {
@@ -123,16 +124,20 @@ pub(super) fn parse(text: &str) -> Option<Date> {
         && (1..=month_length(year, month)).contains(&day)
         && hours < 24
         && minutes < 60
-        && seconds < 60;
-    let second_of_day = valid.then(|| hours * 3600 + minutes * 60 + seconds)?;
-    let date = Date {
+        && seconds <= 60;
+    let second_of_day = valid.then(|| hours * 3600 + minutes * 60 + seconds.min(59))?;
+    let mut date = Date {
         year,
         month,
         day,
         second_of_day,
     };
+    let mut canonical = date.format(form);
+    if seconds == 60 {
+        canonical = canonical.replacen(":59 ", ":60 ", 1);
+        date.second_of_day += 1;
+    }
     // The form of `asctime` allows a day below ten with a zero, too.
-    let canonical = date.format(form);
     let zero = canonical.replacen("  ", " 0", 1);
     (text == canonical || (matches!(form, Form::Asctime) && text == zero)).then_some(date)
 }

@@ -11,6 +11,11 @@ use tower_http_retry::fuzzing;
 
 use super::calendar::{self, Date, Form, at};
 
+/// Whether the second 60 is valid.
+///
+/// Off: `httpdate`, on which this branch relies, rejects it.
+const CHECK_LEAP_SECONDS: bool = false;
+
 /// The local clock.
 const NOW: u64 = 1_700_000_000;
 
@@ -21,6 +26,9 @@ pub fn retry_after(data: &[u8]) {
 }
 
 fn check_text(data: &[u8]) {
+    if !CHECK_LEAP_SECONDS && data.windows(3).any(|part| part == b":60") {
+        return;
+    }
     let mut headers = HeaderMap::new();
     let mut lines = data
         .split(|byte| *byte == b'\n')
