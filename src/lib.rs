@@ -168,6 +168,14 @@ mod invalid_config;
 
 mod sync;
 
+#[cfg(all(any(fuzzing, test), not(retry_loom)))]
+#[doc(hidden)]
+pub mod fuzzing;
+
+// The fuzz targets, which unit tests include, name the crate as a dependency.
+#[cfg(test)]
+extern crate self as tower_http_retry;
+
 #[cfg(any(doc, doctest))]
 pub mod guide;
 

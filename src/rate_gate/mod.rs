@@ -2,7 +2,7 @@
 
 mod pacing;
 mod queue;
-mod quota;
+pub(crate) mod quota;
 
 use std::{
     fmt,
