@@ -27,7 +27,7 @@ use crate::invalid_config::InvalidConfig;
 /// | 429 | [`TooManyRequests`](FailureKind::TooManyRequests) | always: it was rejected before it was processed |
 /// | 500, 504 | [`InternalServerError`](FailureKind::InternalServerError), [`GatewayTimeout`](FailureKind::GatewayTimeout) | if idempotent |
 /// | other 5xx | [`ServerError`](FailureKind::ServerError) | never |
-/// | 4xx or 5xx with `WWW-Authenticate: … error="invalid_token"` ([RFC 6750 §3](https://www.rfc-editor.org/rfc/rfc6750#section-3)) | [`InvalidToken`](FailureKind::InvalidToken) | never |
+/// | 4xx or 5xx with `WWW-Authenticate: Bearer … error="invalid_token"` ([RFC 6750 §3](https://www.rfc-editor.org/rfc/rfc6750#section-3)), or the same for `DPoP` | [`InvalidToken`](FailureKind::InvalidToken) | never |
 ///
 /// Any other status is a success. Errors of the inner service are classified as described at
 /// [`FailureKind`].

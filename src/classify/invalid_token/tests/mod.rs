@@ -174,10 +174,10 @@ fn compressed_body_is_not_parsed() {
     }
 }
 
-/// The length of one part that is repeated to a megabyte. Quadratic time would be hours.
+/// Quadratic time would be minutes for each input.
 #[test]
 fn long_input_is_scanned_in_linear_time() {
-    const LEN: usize = 1 << 20;
+    const LEN: usize = 1 << 18;
 
     for part in [
         "a=", "a ", "a b=c,", "a  ,", "\"", "a=\"\\\"", ",", "a", "a b,", "  ",
