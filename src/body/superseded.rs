@@ -5,8 +5,8 @@ use std::fmt;
 /// The error that ends a request body when its attempt was aborted: another attempt took over the body,
 /// or the call was dropped.
 ///
-/// Only the inner service sees it: it comes from the [`ReplayBody`](crate::ReplayBody) of an attempt
-/// that is over.
+/// Only the inner service sees it: the [`ReplayBody`](crate::ReplayBody) of an attempt that is over
+/// yields it once. The upload is incomplete, although the body ends after the error.
 ///
 /// # Examples
 ///
