@@ -17,6 +17,8 @@ mod keep_alive;
 
 mod http2;
 
+mod hostile;
+
 use std::{env, iter, time::Duration};
 
 use bytes::Bytes;

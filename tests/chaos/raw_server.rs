@@ -123,6 +123,13 @@ impl Connection {
         let _ = self.io.shutdown().await;
     }
 
+    /// Reads and ignores all data until the client closes the connection.
+    pub(crate) async fn stall(mut self) {
+        while self.read_some().await.is_ok() {
+            self.buffer.clear();
+        }
+    }
+
     pub(crate) fn end(self, ending: Ending) {
         ending.apply(self.io);
     }
