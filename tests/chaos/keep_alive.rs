@@ -7,13 +7,16 @@ use tower_http_retry::{FailureKind, RetryLayer};
 
 use crate::{
     RetryingClient, client_builder, connector, factor,
-    load::{Counts, send_all},
+    load::{Counts, Load, send_all},
     policy,
     raw_server::{Connection, Ending, RawServer, response},
 };
 
-const REQUESTS: usize = 20_000;
-const WORKERS: usize = 16;
+const LOAD: Load = Load {
+    requests: 20_000,
+    workers: 16,
+    post_body: "money",
+};
 const SEED: u64 = 0x6b65_6570;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -36,7 +39,7 @@ async fn run_round(seed: u64) {
     };
     let retried_posts = Counts::new();
     let clients = clients(&retried_posts);
-    let ends = send_all(REQUESTS, WORKERS, &clients, server, &received).await;
+    let ends = send_all(LOAD, &clients, server, &received).await;
     let retried_posts = retried_posts.to_map();
     println!("seed {seed:#x}: {ends:?}, retried POSTs: {retried_posts:?}");
     assert!(ends.contains_key(&(Method::POST, "not retried")));

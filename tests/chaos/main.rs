@@ -22,10 +22,11 @@ mod hostile;
 use std::{env, iter, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::{Builder, Client, connect::HttpConnector},
+    client::legacy::{self, connect::HttpConnector},
     rt::TokioExecutor,
 };
 use tower::{BoxError, Layer, Service, ServiceExt};
@@ -36,15 +37,15 @@ use tower_http_retry::{
 
 use timeout::with_timeout;
 
-type HyperClient = Client<HttpConnector, ReplayBody<Full<Bytes>>>;
+type HyperClient = legacy::Client<HttpConnector, ReplayBody<Full<Bytes>>>;
 type RetryingClient = Retry<HyperClient>;
 
 fn client(version: Version) -> HyperClient {
     client_builder(version).build(connector())
 }
 
-fn client_builder(version: Version) -> Builder {
-    let mut builder = Client::builder(TokioExecutor::new());
+fn client_builder(version: Version) -> legacy::Builder {
+    let mut builder = legacy::Client::builder(TokioExecutor::new());
     builder.http2_only(version == Version::HTTP_2);
     builder
 }
@@ -99,22 +100,34 @@ enum CallEnd {
     Error(BoxError),
 }
 
-/// Sends `request` and reads the response. Panics if that hangs.
-async fn call<S, R>(client: S, request: Request<Full<Bytes>>) -> CallResult
-where
-    S: Service<Request<Full<Bytes>>, Response = http::Response<ResponseBody<R>>>,
-    S::Error: Into<BoxError>,
-    R: http_body::Body<Error: Into<BoxError>>,
+/// A retry layer over hyper-util's client, or over a layer around that.
+trait Client:
+    Service<
+        Request<Full<Bytes>>,
+        Response = Response<ResponseBody<Incoming>>,
+        Error: Into<BoxError> + Send,
+    >
 {
+}
+
+impl<S> Client for S where
+    S: Service<
+            Request<Full<Bytes>>,
+            Response = Response<ResponseBody<Incoming>>,
+            Error: Into<BoxError> + Send,
+        >
+{
+}
+
+/// Sends `request` and reads the response. Panics if that hangs.
+async fn call(client: impl Client, request: Request<Full<Bytes>>) -> CallResult {
     with_timeout(call_without_timeout(client, request)).await
 }
 
-async fn call_without_timeout<S, R>(client: S, mut request: Request<Full<Bytes>>) -> CallResult
-where
-    S: Service<Request<Full<Bytes>>, Response = http::Response<ResponseBody<R>>>,
-    S::Error: Into<BoxError>,
-    R: http_body::Body<Error: Into<BoxError>>,
-{
+async fn call_without_timeout(
+    client: impl Client,
+    mut request: Request<Full<Bytes>>,
+) -> CallResult {
     let handle = OutcomeHandle::new();
     request.extensions_mut().insert(handle.clone());
     let end = match client.oneshot(request).await {

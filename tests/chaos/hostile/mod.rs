@@ -13,22 +13,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Response, Version};
+use http::{Method, Version};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
 use tower::{
-    BoxError, Layer, Service, ServiceExt,
+    BoxError, Layer, ServiceExt,
     timeout::{Timeout, error::Elapsed},
 };
-use tower_http_retry::{RateGate, ResponseBody, RetryLayer};
+use tower_http_retry::{RateGate, RetryLayer};
 
 use crate::{
-    CallEnd, call, client, policy,
+    CallEnd, Client, call, client, policy,
     raw_server::{self, Connection, RawServer},
     request,
     timeout::with_timeout,
@@ -181,7 +180,7 @@ async fn run(case: &str, behavior: Arc<Behavior>, method: Method) {
 
 /// Sends `request`, and reads the response as a careful caller does.
 async fn end_of_call(
-    client: impl Service<Request, Response = Response<ResponseBody<Incoming>>, Error = BoxError>,
+    client: impl Client<Error = BoxError>,
     request: Request,
     body_timeout: Duration,
 ) -> Expected {

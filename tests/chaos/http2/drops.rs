@@ -13,44 +13,63 @@ use tokio::{
     task::{JoinSet, yield_now},
     time::timeout,
 };
+use tower::{Layer, timeout::Timeout};
+use tower_http_retry::RetryLayer;
 
 use crate::{
-    factor,
-    load::{Counts, send_all},
+    client, factor,
+    load::{Counts, Load, send_all},
+    policy,
     raw_server::RawServer,
-    retrying_client,
 };
 
-const REQUESTS: usize = 6_000;
-const WORKERS: usize = 32;
 const SEED: u64 = 0x6472_6f70;
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn post_is_accepted_at_most_once() {
+async fn post_with_body_is_processed_at_most_once() {
     for round in 0..factor() as u64 {
-        run_round(SEED + round).await;
+        run_round(SEED + round, "money").await;
     }
 }
 
-async fn run_round(seed: u64) {
-    let accepted = Counts::new();
+// hyper (1.12) reports the same error for a stream that a GOAWAY excludes, and for one that was opened while
+// a graceful GOAWAY arrived. The latter may be processed. It has no body then: hyper cancels the stream
+// before it sends one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "a POST without a body may be processed twice if a graceful GOAWAY arrives while it is sent"]
+async fn post_without_body_is_processed_at_most_once() {
+    for round in 0..10 * factor() as u64 {
+        run_round(SEED + round, "").await;
+    }
+}
+
+async fn run_round(seed: u64, post_body: &'static str) {
+    let processed = Counts::new();
     let server = {
-        let accepted = accepted.clone();
+        let processed = processed.clone();
         RawServer::start(move |index, io| {
             let rng = fastrand::Rng::with_seed(seed ^ ((index as u64) << 32));
-            serve(io, rng, accepted.clone())
+            serve(io, rng, processed.clone())
         })
         .await
     };
-    let clients = [retrying_client(Version::HTTP_2)];
-    let ends = send_all(REQUESTS, WORKERS, &clients, server, &accepted).await;
+    // hyper's client never responds to some requests that it takes while the connection ends (1.12, also
+    // without this layer).
+    let client = Timeout::new(client(Version::HTTP_2), ATTEMPT_TIMEOUT);
+    let clients = [RetryLayer::new(policy()).layer(client)];
+    let load = Load {
+        requests: 6_000,
+        workers: 32,
+        post_body,
+    };
+    let ends = send_all(load, &clients, server, &processed).await;
     println!("seed {seed:#x}: {ends:?}");
     assert!(ends.contains_key(&(Method::POST, "not retried")));
 }
 
-/// Serves a random number of streams, then ends the connection while some of them are open. Counts the
-/// streams that are accepted, and not refused.
-async fn serve(io: TcpStream, mut rng: fastrand::Rng, accepted: Counts<String>) {
+/// Serves a random number of streams, then ends the connection while some of them are open.
+async fn serve(io: TcpStream, mut rng: fastrand::Rng, processed: Counts<String>) {
     if rng.bool() {
         // The connection ends with an RST.
         io.set_zero_linger().unwrap();
@@ -67,8 +86,7 @@ async fn serve(io: TcpStream, mut rng: fastrand::Rng, accepted: Counts<String>) 
             reply.send_reset(Reason::REFUSED_STREAM);
             continue;
         }
-        accepted.add(request.uri().path().to_owned());
-        streams.spawn(respond(request, reply, rng.fork()));
+        streams.spawn(respond(request, reply, rng.fork(), processed.clone()));
     }
     match rng.u8(0..4) {
         0 => {}
@@ -84,8 +102,7 @@ async fn serve(io: TcpStream, mut rng: fastrand::Rng, accepted: Counts<String>) 
         _ => {
             connection.graceful_shutdown();
             while let Some(Ok((request, reply))) = connection.accept().await {
-                accepted.add(request.uri().path().to_owned());
-                streams.spawn(respond(request, reply, rng.fork()));
+                streams.spawn(respond(request, reply, rng.fork(), processed.clone()));
             }
         }
     }
@@ -97,19 +114,20 @@ async fn close(mut connection: Connection<TcpStream, Bytes>) {
     let _ = timeout(Duration::from_secs(1), closed).await;
 }
 
-/// Responds with the path, or resets the stream. The connection may end at any moment.
+/// Responds to a whole request with its path, or resets its stream. The connection may end at any moment.
 async fn respond(
     mut request: Request<RecvStream>,
     mut reply: SendResponse<Bytes>,
     mut rng: fastrand::Rng,
+    processed: Counts<String>,
 ) {
-    let path = request.uri().path().to_owned();
-    while let Some(Ok(data)) = request.body_mut().data().await {
-        let _ = request
-            .body_mut()
-            .flow_control()
-            .release_capacity(data.len());
+    while let Some(data) = request.body_mut().data().await {
+        let Ok(data) = data else { return };
+        let flow_control = request.body_mut().flow_control();
+        let _ = flow_control.release_capacity(data.len());
     }
+    let path = request.uri().path().to_owned();
+    processed.add(path.clone());
     for _ in 0..rng.u8(0..20) {
         yield_now().await;
     }
