@@ -26,7 +26,7 @@
 //! | `invalid_token`, in the body or in `WWW-Authenticate` | never, whatever the status |
 //! | the request did not reach the server | for any method |
 //! | timeout, connection lost | if the request is idempotent |
-//! | other errors of the inner service | never |
+//! | untrusted certificate, unsupported scheme, other errors of the inner service | never |
 //!
 //! A request is idempotent if its method is (RFC 9110 §9.2.2), or if it has a non-empty `Idempotency-Key`
 //! header. [`RequestOptions::idempotent`] overrides both.

@@ -143,7 +143,7 @@ fn error_response(error: BoxError, outcome: Option<&RetryOutcome>) -> Response<B
             StatusCode::GATEWAY_TIMEOUT,
             "the upstream did not answer in time",
         ),
-        FailureKind::NotSent => (StatusCode::BAD_GATEWAY, "the upstream cannot be reached"),
+        FailureKind::NotProcessed => (StatusCode::BAD_GATEWAY, "the upstream cannot be reached"),
         FailureKind::Disconnected => (
             StatusCode::BAD_GATEWAY,
             "the connection to the upstream was lost",

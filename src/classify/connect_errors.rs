@@ -96,7 +96,11 @@ mod tests {
         socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
         let uri = format!("http://{}", socket.local_addr().unwrap());
         let error = failure_of(&uri, HttpConnector::new()).await;
-        assert_eq!(classify_error(&error), FailureKind::NotSent, "{error:?}");
+        assert_eq!(
+            classify_error(&error),
+            FailureKind::NotProcessed,
+            "{error:?}"
+        );
 
         let resolver = service_fn(|_: Name| {
             let error = io::Error::other("no such host");
@@ -104,6 +108,10 @@ mod tests {
         });
         let connector = HttpConnector::new_with_resolver(resolver);
         let error = failure_of("http://api.example/", connector).await;
-        assert_eq!(classify_error(&error), FailureKind::NotSent, "{error:?}");
+        assert_eq!(
+            classify_error(&error),
+            FailureKind::NotProcessed,
+            "{error:?}"
+        );
     }
 }

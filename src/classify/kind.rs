@@ -6,7 +6,7 @@ use http::StatusCode;
 
 /// The kind of a failure.
 ///
-/// [`NotSent`](Self::NotSent), [`Timeout`](Self::Timeout), [`Disconnected`](Self::Disconnected),
+/// [`NotProcessed`](Self::NotProcessed), [`Timeout`](Self::Timeout), [`Disconnected`](Self::Disconnected),
 /// [`InvalidEndpoint`](Self::InvalidEndpoint) and [`Other`](Self::Other) describe errors of the inner
 /// service. The following errors are recognized:
 ///
@@ -58,14 +58,14 @@ pub enum FailureKind {
     /// before it was sent, or the server reported over HTTP/2 that it was not processed: with
     /// `REFUSED_STREAM`, or with a `GOAWAY` whose last stream is below that of the request
     /// ([RFC 9113 §8.7](https://www.rfc-editor.org/rfc/rfc9113#section-8.7)). Retried for every method.
-    NotSent,
+    NotProcessed,
     /// No response in time. Retried if the request is idempotent.
     Timeout,
     /// The connection broke before the response was complete. Retried if the request is idempotent.
     Disconnected,
     /// No connection can be made to this endpoint: the URI has no host or an unsupported scheme, or the
     /// certificate of the server is not valid, or not trusted. Never retried. hyper-rustls and, with OpenSSL,
-    /// hyper-tls report such a certificate. Any other error of a TLS handshake is [`NotSent`](Self::NotSent),
+    /// hyper-tls report such a certificate. Any other error of a TLS handshake is [`NotProcessed`](Self::NotProcessed),
     /// because it may be temporary.
     InvalidEndpoint,
     /// Any other error. Never retried.
@@ -113,7 +113,7 @@ impl FailureKind {
             Self::InvalidToken => "invalid_token",
             Self::ClientError => "client_error",
             Self::ServerError => "server_error",
-            Self::NotSent => "not_sent",
+            Self::NotProcessed => "not_processed",
             Self::Timeout => "timeout",
             Self::Disconnected => "disconnected",
             Self::InvalidEndpoint => "invalid_endpoint",

@@ -161,7 +161,7 @@ impl ClassifyResponse for ApiErrorsAsFailures {
             kind,
             status: None,
             retryability: match kind {
-                FailureKind::NotSent => Retryability::Always,
+                FailureKind::NotProcessed => Retryability::Always,
                 FailureKind::Timeout | FailureKind::Disconnected => Retryability::IfIdempotent,
                 _ => Retryability::Never,
             },

@@ -6,14 +6,14 @@ use tower::BoxError;
 
 use super::{connect_errors, kind::FailureKind};
 
-/// Returns the kind of an error: `NotSent`, `Timeout`, `Disconnected`, `InvalidEndpoint` or `Other`.
+/// Returns the kind of an error: `NotProcessed`, `Timeout`, `Disconnected`, `InvalidEndpoint` or `Other`.
 ///
 /// It is the kind of the outermost recognized error in the chain of sources.
 pub(crate) fn classify_error<E: 'static>(error: &E) -> FailureKind {
     as_error(error).map_or(FailureKind::Other, classify_chain)
 }
 
-/// Returns whether an error of the kind [`FailureKind::NotSent`] comes from a graceful GOAWAY, which
+/// Returns whether an error of the kind [`FailureKind::NotProcessed`] comes from a graceful GOAWAY, which
 /// excluded the request.
 ///
 /// Servers renew busy HTTP/2 connections this way. It is no sign of an outage (RFC 9113 §6.8).
@@ -23,7 +23,7 @@ pub(crate) fn classify_error<E: 'static>(error: &E) -> FailureKind {
 pub(crate) fn is_graceful_goaway<E: 'static>(error: &E) -> bool {
     as_error(error).is_some_and(|error| {
         sources(error).any(hyper_errors::is_goaway_no_error)
-            && classify_chain(error) == FailureKind::NotSent
+            && classify_chain(error) == FailureKind::NotProcessed
     })
 }
 
@@ -91,7 +91,7 @@ fn classify_one(error: &(dyn Error + 'static)) -> Option<FailureKind> {
     let io = error.downcast_ref::<io::Error>()?;
     match io.kind() {
         // A TCP connection is refused before anything is sent.
-        io::ErrorKind::ConnectionRefused => Some(FailureKind::NotSent),
+        io::ErrorKind::ConnectionRefused => Some(FailureKind::NotProcessed),
         io::ErrorKind::TimedOut => Some(FailureKind::Timeout),
         io::ErrorKind::ConnectionReset
         | io::ErrorKind::ConnectionAborted
@@ -148,7 +148,7 @@ mod hyper_errors {
             let permanent = error.source().is_some_and(connect_errors::is_permanent);
             return Some(match permanent {
                 true => FailureKind::InvalidEndpoint,
-                false => FailureKind::NotSent,
+                false => FailureKind::NotProcessed,
             });
         }
         // Other errors have a source, except for those of invalid requests.
@@ -172,7 +172,7 @@ mod hyper_errors {
         // The request was never written. (After `is_incomplete_message` it was, and the response is
         // missing.)
         if error.is_canceled() || error.is_closed() {
-            return Some(FailureKind::NotSent);
+            return Some(FailureKind::NotProcessed);
         }
         if error.is_timeout() {
             return Some(FailureKind::Timeout);
@@ -184,7 +184,7 @@ mod hyper_errors {
         match super::classify_chain(source) {
             // There was a connection. Only HTTP/2 can report that a request was not processed, and only
             // before a response.
-            FailureKind::NotSent
+            FailureKind::NotProcessed
                 if !source.is::<h2::Error>() || error.to_string() != REQUEST_OVER_HTTP2 =>
             {
                 Some(FailureKind::Disconnected)
@@ -204,14 +204,14 @@ mod hyper_errors {
         // h2 fails a stream with the peer's GOAWAY if the id of the stream is above the last one. (It
         // does the same if hyper opens the stream while the GOAWAY arrives. The errors are equal.)
         if refused || error.is_go_away() && error.is_remote() {
-            return Some(FailureKind::NotSent);
+            return Some(FailureKind::NotProcessed);
         }
         if error.is_reset() && error.is_remote() {
             return Some(FailureKind::Disconnected);
         }
         // `h2::Error::source` is empty: only `get_io` returns the io error. There was a connection.
         match super::classify_chain(error.get_io()?) {
-            FailureKind::NotSent => Some(FailureKind::Disconnected),
+            FailureKind::NotProcessed => Some(FailureKind::Disconnected),
             kind => Some(kind),
         }
     }
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn io_errors_are_classified_bare_boxed_and_wrapped() {
         for (kind_of_io, expected) in [
-            (io::ErrorKind::ConnectionRefused, FailureKind::NotSent),
+            (io::ErrorKind::ConnectionRefused, FailureKind::NotProcessed),
             (io::ErrorKind::TimedOut, FailureKind::Timeout),
             (io::ErrorKind::ConnectionReset, FailureKind::Disconnected),
             (io::ErrorKind::BrokenPipe, FailureKind::Disconnected),
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn refused_stream_is_not_sent() {
         let refused = h2::Error::from(h2::Reason::REFUSED_STREAM);
-        assert_eq!(classify_error(&refused), FailureKind::NotSent);
+        assert_eq!(classify_error(&refused), FailureKind::NotProcessed);
         let internal = h2::Error::from(h2::Reason::INTERNAL_ERROR);
         assert_eq!(classify_error(&internal), FailureKind::Other);
     }
@@ -313,7 +313,7 @@ mod tests {
         #[tokio::test]
         async fn refused_stream_is_not_sent_before_response_and_disconnected_after() {
             for (head_first, expected) in [
-                (false, FailureKind::NotSent),
+                (false, FailureKind::NotProcessed),
                 (true, FailureKind::Disconnected),
             ] {
                 let (ours, theirs) = tokio::io::duplex(64 * 1024);

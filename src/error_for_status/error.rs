@@ -269,7 +269,7 @@ impl TransportError {
         }
     }
 
-    /// Returns the kind of failure: [`NotSent`](FailureKind::NotSent),
+    /// Returns the kind of failure: [`NotProcessed`](FailureKind::NotProcessed),
     /// [`Timeout`](FailureKind::Timeout), [`Disconnected`](FailureKind::Disconnected),
     /// [`InvalidEndpoint`](FailureKind::InvalidEndpoint) or [`Other`](FailureKind::Other).
     pub fn kind(&self) -> FailureKind {
@@ -333,7 +333,7 @@ pub(super) fn describe(kind: FailureKind) -> &'static str {
         FailureKind::GatewayTimeout => "timed out on the server",
         FailureKind::InvalidToken => "the access token is invalid or has expired",
         FailureKind::ClientError => "failed given the information provided",
-        FailureKind::NotSent => "the server could not be reached",
+        FailureKind::NotProcessed => "the server did not process the request",
         FailureKind::Timeout => "no answer in time",
         FailureKind::Disconnected => "the connection broke before the answer was complete",
         FailureKind::InvalidEndpoint => "the URI or the certificate of the server is not valid",

@@ -127,7 +127,19 @@ pub struct ErrorForStatus<S> {
     limits: Limits,
 }
 
+impl ErrorForStatus<()> {
+    /// Returns a layer that wraps services in `ErrorForStatus`, with the default limits.
+    pub fn layer() -> ErrorForStatusLayer {
+        ErrorForStatusLayer::new()
+    }
+}
+
 impl<S> ErrorForStatus<S> {
+    /// Creates a new `ErrorForStatus` around `inner`, with the default limits.
+    pub fn new(inner: S) -> Self {
+        ErrorForStatusLayer::new().layer(inner)
+    }
+
     /// Returns a reference to the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner

@@ -190,7 +190,9 @@ impl<C> RetryPolicy<C> {
 
     /// Sets how many bytes of a request body are buffered for replay. Default: 64 KiB.
     ///
-    /// A request is not retried once more than this many bytes of its body have been sent.
+    /// A request is not retried once more than this many bytes of its body have been sent. The data is
+    /// copied to the buffer, which allocates at most this many bytes per request plus less than 4 KiB. A
+    /// body of a single chunk is shared instead, along with the allocation that it is a slice of.
     #[must_use]
     pub fn replay_limit(mut self, bytes: usize) -> Self {
         self.config.replay_limit = bytes;

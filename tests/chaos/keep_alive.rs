@@ -44,7 +44,7 @@ async fn run_round(seed: u64) {
     println!("seed {seed:#x}: {ends:?}, retried POSTs: {retried_posts:?}");
     assert!(ends.contains_key(&(Method::POST, "not retried")));
     let mut kinds = retried_posts.keys();
-    assert!(kinds.all(|&kind| kind == FailureKind::NotSent));
+    assert!(kinds.all(|&kind| kind == FailureKind::NotProcessed));
 }
 
 /// Creates a client that itself sends unsent requests again, as by default, and one that does not.

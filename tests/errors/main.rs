@@ -308,11 +308,11 @@ async fn ready_error_reports_zero_attempts() {
     let error = client.oneshot(Request::new(())).await.unwrap_err();
     assert_eq!(
         (error.kind(), error.outcome().attempts()),
-        (Kind::NotSent, 0)
+        (Kind::NotProcessed, 0)
     );
     assert_eq!(
         error.to_string(),
-        "the server could not be reached (never sent)"
+        "the server did not process the request (never sent)"
     );
 }
 

@@ -68,7 +68,7 @@ async fn failed_handshake_is_retried_for_any_method() {
         4,
     )
     .await;
-    assert_eq!(kind_of(&error), FailureKind::NotSent, "{error:?}");
+    assert_eq!(kind_of(&error), FailureKind::NotProcessed, "{error:?}");
     with_timeout(answering).await.unwrap();
 }
 
