@@ -110,7 +110,7 @@ impl Body for Source {
     }
 }
 
-/// Returns bytes that show where they belong.
+/// Returns bytes that encode their position.
 fn pattern(start: usize, length: usize) -> Vec<u8> {
     (start..start + length)
         .map(|index| (index % 251) as u8)

@@ -1,4 +1,4 @@
-//! What the caller and the server do.
+//! The script of the caller and the server.
 //!
 //! Times of the server and delays are multiples of 100 ms. Time limits end 50 ms later, so that no two events
 //! coincide.
