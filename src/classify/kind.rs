@@ -71,7 +71,7 @@ pub enum FailureKind {
     /// Any other error. Never retried.
     Other,
     /// The kind of a user's own failure class, reported by
-    /// [`RetryableFailure::kind`](crate::RetryableFailure::kind).
+    /// [`RetryableFailure::failure_kind`](crate::RetryableFailure::failure_kind).
     ///
     /// The text becomes the `error.type` in telemetry. It should be in `snake_case`, and one of a small
     /// set.
