@@ -160,6 +160,9 @@ impl Model {
         allowed: Allowed,
     ) -> Result<(Duration, bool), GiveUpReason> {
         let call = state.call;
+        if response.is_none() && state.body_failed {
+            return Err(GiveUpReason::BodyNotReplayable);
+        }
         if response.is_some_and(|response| response.has_invalid_token_header) {
             return Err(GiveUpReason::InvalidToken);
         }
