@@ -301,7 +301,7 @@ pub enum Retryability {
 ///         }
 ///     }
 ///
-///     fn kind(&self) -> Option<FailureKind> {
+///     fn failure_kind(&self) -> Option<FailureKind> {
 ///         match self {
 ///             Self::Teapot => Some(FailureKind::Custom("teapot")),
 ///             Self::Transport => None,
