@@ -25,7 +25,7 @@ use super::{
 use crate::{
     body::{ReplayBody, ReplaySource, ResponseBody},
     classify::{RetryableFailure, transport},
-    outcome::OutcomeHandle,
+    outcome::{GiveUpReason, OutcomeHandle},
     policy::{RetryPolicy, idempotency},
     rate_gate::Permit,
     telemetry::Telemetry,
@@ -322,10 +322,11 @@ where
             return None;
         }
         let mut response = response.into_response();
-        match inspection {
-            Inspection::InvalidToken => this.session.on_invalid_token(failure, &mut response),
-            Inspection::Passed => this.session.on_inspected(failure, &mut response),
-        }
+        let reason = match inspection {
+            Inspection::InvalidToken => GiveUpReason::InvalidToken,
+            Inspection::Passed => GiveUpReason::NotRetryable,
+        };
+        this.session.give_up(reason, failure, &mut response);
         this.state.set(State::Done);
         Some(Ok(response))
     }
@@ -371,7 +372,7 @@ where
     ) -> Response<ResponseBody<R>> {
         let failure = last.failure;
         let mut response = last.into_response();
-        session.on_retry_not_sent(failure, &mut response);
+        session.give_up(GiveUpReason::ReadinessFailed, failure, &mut response);
         response
     }
 

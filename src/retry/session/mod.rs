@@ -74,11 +74,10 @@ pub(super) struct RetryState {
 pub(super) enum ResponseStep {
     /// Return the response to the caller.
     Return,
-    /// Discard the failed response, then call [`Session::on_discarded`] or
-    /// [`Session::on_invalid_token`].
+    /// Discard the failed response, then call [`Session::on_discarded`], or [`Session::give_up`] if it
+    /// reports an invalid token.
     Discard(AttemptFailure),
-    /// Inspect the failed response, which is returned either way, then call
-    /// [`Session::on_inspected`] or [`Session::on_invalid_token`].
+    /// Inspect the failed response, which is returned either way, then call [`Session::give_up`].
     Inspect(AttemptFailure),
 }
 
@@ -221,19 +220,13 @@ where
         self.begin_backoff(failure, Some(&head.headers), None)
     }
 
-    /// The failed response was inspected without a result: gives up.
-    pub(super) fn on_inspected<T>(&mut self, failure: AttemptFailure, response: &mut Response<T>) {
-        let reason = GiveUpReason::NotRetryable;
-        self.give_up_with_response(response, reason, failure.cause, failure.retry_after);
-    }
-
-    /// The body of the failed response reports `invalid_token`: gives up.
-    pub(super) fn on_invalid_token<T>(
+    /// Gives up with a failed response that was inspected.
+    pub(super) fn give_up<T>(
         &mut self,
+        reason: GiveUpReason,
         failure: AttemptFailure,
         response: &mut Response<T>,
     ) {
-        let reason = GiveUpReason::InvalidToken;
         self.give_up_with_response(response, reason, failure.cause, failure.retry_after);
     }
 
@@ -244,16 +237,6 @@ where
         if let Some(permit) = &mut self.permit {
             permit.on_error();
         }
-    }
-
-    /// The retry cannot be sent, and `response` is the failed response before it: gives up.
-    pub(super) fn on_retry_not_sent<T>(
-        &mut self,
-        failure: AttemptFailure,
-        response: &mut Response<T>,
-    ) {
-        let reason = GiveUpReason::ReadinessFailed;
-        self.give_up_with_response(response, reason, failure.cause, failure.retry_after);
     }
 
     /// The delay before the retry has elapsed.
